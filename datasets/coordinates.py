@@ -1,0 +1,146 @@
+"""How one state differs from the next, field by field: differences, wrapped angles and world-frame rotation vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ebmtraj.fields import Field, total_size
+
+
+def quaternion_multiply(p: Tensor, q: Tensor) -> Tensor:
+    """Hamilton product of quaternions (w, x, y, z), `(..., 4), (..., 4) -> (..., 4)`."""
+    pw, px, py, pz = p.unbind(-1)
+    qw, qx, qy, qz = q.unbind(-1)
+    return torch.stack(
+        (
+            pw * qw - px * qx - py * qy - pz * qz,
+            pw * qx + px * qw + py * qz - pz * qy,
+            pw * qy - px * qz + py * qw + pz * qx,
+            pw * qz + px * qy - py * qx + pz * qw,
+        ),
+        dim=-1,
+    )
+
+
+def quaternion_exp(rotation: Tensor) -> Tensor:
+    """Unit quaternion of a rotation vector in radians, `(..., 3) -> (..., 4)`."""
+    half = 0.5 * rotation
+    angle = torch.linalg.vector_norm(half, dim=-1, keepdim=True)
+    return torch.cat((torch.cos(angle), half * torch.sinc(angle / torch.pi)), dim=-1)
+
+
+def quaternion_log(q: Tensor) -> Tensor:
+    """Shortest rotation vector in radians of a unit quaternion, `(..., 4) -> (..., 3)`, norm at most pi."""
+    w, xyz = q[..., :1], q[..., 1:]
+    sign = torch.where(w < 0, -1.0, 1.0)  # q and -q turn alike; take the shorter way
+    sine = torch.linalg.vector_norm(xyz, dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(sine, w.abs())
+    small = sine < 1e-7
+    return sign * xyz * torch.where(small, 2.0, angle / torch.where(small, 1.0, sine))
+
+
+def quaternion_conjugate(q: Tensor) -> Tensor:
+    """The inverse rotation of a unit quaternion, `(..., 4) -> (..., 4)`."""
+    return torch.cat((q[..., :1], -q[..., 1:]), dim=-1)
+
+
+def rotation_matrix(q: Tensor) -> Tensor:
+    """Rotation matrix, row by row, of a unit quaternion, `(..., 4) -> (..., 9)`; the same for q and -q."""
+    w, x, y, z = q.unbind(-1)
+    return torch.stack(
+        (
+            1 - 2 * (y * y + z * z),
+            2 * (x * y - w * z),
+            2 * (x * z + w * y),
+            2 * (x * y + w * z),
+            1 - 2 * (x * x + z * z),
+            2 * (y * z - w * x),
+            2 * (x * z - w * y),
+            2 * (y * z + w * x),
+            1 - 2 * (x * x + y * y),
+        ),
+        dim=-1,
+    )
+
+
+class Increments:
+    """Maps between pairs of states and their increment: `between(s, s')` and its inverse `apply(s, d)`.
+
+    A quaternion's increment is the rotation vector w (radians, world frame) with q' = exp(w) q, so an increment has one
+    number less for each quaternion, and every applied increment gives a unit quaternion whose sign is continuous in time.
+    """
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = tuple(fields)
+        self.state_size = total_size(fields)
+        self.size = sum(3 if field.kind == "quaternion" else field.size for field in fields)
+        self.feature_size = sum(9 if field.kind == "quaternion" else field.size for field in fields)
+        self._plan: list[tuple[str, slice, slice]] = []
+        s = d = 0
+        for field in fields:
+            width = 3 if field.kind == "quaternion" else field.size
+            kind = field.kind if field.kind in ("quaternion", "angle") else "plain"
+            self._plan.append((kind, slice(s, s + field.size), slice(d, d + width)))
+            s, d = s + field.size, d + width
+
+    def names(self) -> list[str]:
+        """One name an entry of the increment."""
+        labels: list[str] = []
+        for field, (_, _, place) in zip(self.fields, self._plan, strict=True):
+            width = place.stop - place.start
+            given = field.entries if field.entries and len(field.entries) == width else tuple("xyz"[:width])
+            labels += [f"{field.name}.{given[i] if i < len(given) else i}" for i in range(width)]
+        return labels
+
+    def features(self, state: Tensor) -> Tensor:
+        """The state as a network best sees it: quaternions as rotation matrices, `(..., S) -> (..., F)`.
+
+        World-frame turning depends on the cube's axes in the world, which are products of quaternion entries; a matrix holds
+        them, and it does not tell q from -q.
+        """
+        parts = [rotation_matrix(state[..., s]) if kind == "quaternion" else state[..., s] for kind, s, _ in self._plan]
+        return torch.cat(parts, dim=-1)
+
+    def between(self, state: Tensor, following: Tensor) -> Tensor:
+        """Increment from one state to the next, `(..., S), (..., S) -> (..., D)`."""
+        parts = []
+        for kind, place, _ in self._plan:
+            a, b = state[..., place], following[..., place]
+            if kind == "quaternion":
+                parts.append(quaternion_log(quaternion_multiply(b, quaternion_conjugate(a))))
+            elif kind == "angle":
+                parts.append(torch.remainder(b - a + torch.pi, 2 * torch.pi) - torch.pi)
+            else:
+                parts.append(b - a)
+        return torch.cat(parts, dim=-1)
+
+    def apply(self, state: Tensor, increment: Tensor) -> Tensor:
+        """The state that lies this increment ahead, `(..., S), (..., D) -> (..., S)`."""
+        parts = []
+        for kind, place, width in self._plan:
+            a, d = state[..., place], increment[..., width]
+            if kind == "quaternion":
+                q = quaternion_multiply(quaternion_exp(d), a)
+                parts.append(q / torch.linalg.vector_norm(q, dim=-1, keepdim=True))
+            else:
+                parts.append(a + d)
+        return torch.cat(parts, dim=-1)
+
+    def project(self, state: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Make every quaternion unit, and of the same sign as in `previous` where that is given, `(..., S) -> (..., S)`."""
+        parts = []
+        for kind, place, _ in self._plan:
+            part = state[..., place]
+            if kind == "quaternion":
+                norm = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+                fallback = torch.zeros_like(part)
+                fallback[..., 0] = 1.0
+                part = torch.where(norm > 1e-6, part / norm.clamp_min(1e-6), fallback)
+                if previous is not None:
+                    dot = (part * previous[..., place]).sum(-1, keepdim=True)
+                    part = torch.where(dot < 0, -part, part)
+            parts.append(part)
+        return torch.cat(parts, dim=-1)

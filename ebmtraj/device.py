@@ -1,0 +1,69 @@
+"""Where and how numbers are computed: device, threads, seeds."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from ebmtraj.errors import EbmtrajError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device for `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises `EbmtrajError` where that device is not there.
+    """
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise EbmtrajError(f"unknown device {name!r}; use one of {', '.join(DEVICES)}")
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise EbmtrajError("device 'cuda' was asked for, but torch sees no CUDA device here; use --device cpu")
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise EbmtrajError(f"unknown device {name!r}; use cuda or cuda:N") from None
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise EbmtrajError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        return device
+    return torch.device("cpu")
+
+
+def use_threads(count: int) -> None:
+    """Let torch use `count` CPU threads (0 keeps its choice).
+
+    The sum order of a matrix product depends on it, so a run that must reproduce to the bit fixes it.
+    """
+    if count > 0:
+        torch.set_num_threads(count)
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device`, seeded."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What a reader of a result must know of the machine that made it."""
+    return {
+        "device": str(device),
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()

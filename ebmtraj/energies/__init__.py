@@ -1,0 +1,1 @@
+"""Energies: modules that give one number to each element of a batch."""

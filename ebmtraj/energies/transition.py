@@ -1,0 +1,162 @@
+"""Transition energies E(s_t, s_t+1) and E(s_t, a_t, s_t+1) in normalised coordinates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ebmtraj.nets.mlp import MLP, GaussianMLP, LevelFeatures, silu_with_slope
+
+
+class PairEnergy(nn.Module):
+    """The energy of paper 000, section 5: 3 x 128 swish units with spectral norm on a pair of successive states.
+
+    The pair is one event `(B, C + D)`: the normalised state (and action), then the normalised next state or increment. A
+    spectrally normalised network is nearly flat at unit scale, so its output is multiplied by `scale`.
+    """
+
+    def __init__(
+        self, event: int, *, width: int = 128, depth: int = 3, spectral: bool = True, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.net = MLP(event, 1, width=width, depth=depth, spectral=spectral)
+        self.scale = scale
+
+    def forward(self, x: Tensor, context: None = None) -> Tensor:
+        """Energies `(B,)`."""
+        return self.scale * self.net(x).squeeze(-1)
+
+
+class ResidualContext(NamedTuple):
+    """What a residual energy is given: its first layer's share of the context, computed once a chain."""
+
+    hidden: Tensor  # (B, width)
+
+
+class ResidualEnergy(nn.Module):
+    """Noise-conditional energy of a base model's whitened residual r at noise level s.
+
+    E(r, s | c) = |u|^2 / 2 + e(u, c, s) / s with u = r / sqrt(1 + s^2) and e = u . G + g, where G and g are the outputs
+    of one swish network: at every level an exponential tilt (paper 004) of a unit Gaussian. The input gradient is a product
+    of matrices, written out in `gradient`, so that training on it needs no second autograd pass.
+    """
+
+    def __init__(self, event: int, context: int, *, width: int = 128, depth: int = 3, frequencies: int = 8) -> None:
+        super().__init__()
+        self.event = event
+        self.level_features = LevelFeatures(frequencies)
+        self.input_event = nn.Linear(event, width)
+        self.input_context = nn.Linear(context, width, bias=False)
+        self.input_level = nn.Linear(self.level_features.size, width, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.output = nn.Linear(width, event + 1)
+        nn.init.normal_(self.output.weight, std=1e-3)
+        nn.init.zeros_(self.output.bias)
+
+    def prepare(self, context: Tensor) -> ResidualContext:
+        """The context's share of the first layer, `(B, C) -> (B, width)`."""
+        return ResidualContext(self.input_context(context))
+
+    def forward(self, r: Tensor, context: ResidualContext, level: Tensor) -> Tensor:
+        """Energies `(B,)` of residuals `(B, D)` at level `()` or `(B,)`."""
+        u, level = self._scaled(r, level)
+        h = self.input_event(u) + context.hidden + self.input_level(self.level_features(level))
+        for layer in self.hidden:
+            h = layer(F.silu(h))
+        out = self.output(F.silu(h))
+        tilt = (u * out[..., : self.event]).sum(-1) + out[..., self.event]
+        return 0.5 * (u**2).sum(-1) + tilt / level
+
+    def tilt_gradient(self, u: Tensor, context: ResidualContext, level: Tensor) -> Tensor:
+        """Gradient of e in u, `(B, D)`: three products forward, three back."""
+        value, slope = silu_with_slope(
+            self.input_event(u) + context.hidden + self.input_level(self.level_features(level))
+        )
+        slopes = [slope]
+        for layer in self.hidden:
+            value, slope = silu_with_slope(layer(value))
+            slopes.append(slope)
+        direct = F.linear(value, self.output.weight[: self.event], self.output.bias[: self.event])
+        back = u @ self.output.weight[: self.event] + self.output.weight[self.event]
+        for layer, slope in zip(reversed(self.hidden), reversed(slopes[1:]), strict=True):
+            back = (back * slope) @ layer.weight
+        return direct + (back * slopes[0]) @ self.input_event.weight
+
+    def gradient(self, r: Tensor, context: ResidualContext, level: Tensor) -> Tensor:
+        """Gradient of the energy in r, `(B, D)`, in closed form."""
+        u, level = self._scaled(r, level)
+        level = level.unsqueeze(-1)
+        return (u + self.tilt_gradient(u, context, level.squeeze(-1)) / level) * torch.rsqrt(1 + level**2)
+
+    def _scaled(self, r: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        level = level.expand(r.shape[:1])
+        return r * torch.rsqrt(1 + level**2).unsqueeze(-1), level
+
+
+class Base(NamedTuple):
+    """A diagonal Gaussian over normalised increments: mean and log standard deviation, both `(B, D)`."""
+
+    mean: Tensor
+    log_std: Tensor
+
+
+class TiltedTransition(nn.Module):
+    """An explicit Gaussian base over the normalised increment z, tilted by an energy of its residual.
+
+    p(z | c) is proportional to N(z; mu(c), sigma(c)) tilted by the `ResidualEnergy` of r = (z - mu) / sigma, which also
+    sees mu and log sigma. The base's spread is made mild (half-way to its mean) and calibrated to unit residuals before the
+    energy is trained, so the energy meets residuals of one scale everywhere.
+    """
+
+    spread_mean: Tensor
+    spread_shift: Tensor
+
+    def __init__(
+        self, event: int, context: int, *, width: int = 128, depth: int = 3, mildness: float = 0.5, bound: float = 8.0
+    ) -> None:
+        super().__init__()
+        self.base_net = GaussianMLP(context, event, width=width, depth=depth)
+        self.energy = ResidualEnergy(event, context + 2 * event, width=width, depth=depth)
+        self.mildness, self.bound = mildness, bound
+        self.register_buffer("spread_mean", torch.zeros(event))
+        self.register_buffer("spread_shift", torch.zeros(event))
+
+    def base(self, context: Tensor) -> Base:
+        """The mild, calibrated base at this context, `(B, C)`."""
+        mean, log_std = self.base_net(context)
+        mild = self.spread_mean + self.mildness * (log_std - self.spread_mean)
+        return Base(mean, mild + self.spread_shift)
+
+    @torch.no_grad()
+    def calibrate(self, z: Tensor, context: Tensor) -> None:
+        """Set the mild spread's mean and the constant per dimension that gives residuals unit spread; freezes the base."""
+        self.spread_mean.copy_(self.base_net(context)[1].mean(0))
+        self.spread_shift.zero_()
+        mean, log_std = self.base(context)
+        r = (z - mean) * torch.exp(-log_std)
+        self.spread_shift.copy_(r.clamp(-self.bound, self.bound).square().mean(0).sqrt().log())
+        self.base_net.requires_grad_(False)
+
+    def residual(self, z: Tensor, base: Base) -> Tensor:
+        """r = (z - mu) / sigma, clamped, `(B, D)`."""
+        return ((z - base.mean) * torch.exp(-base.log_std)).clamp(-self.bound, self.bound)
+
+    def increment(self, r: Tensor, base: Base) -> Tensor:
+        """The inverse of `residual` within the clamp."""
+        return base.mean + r * torch.exp(base.log_std)
+
+    def prepare(self, context: Tensor, base: Base) -> ResidualContext:
+        """What the residual energy is given: the context and the base itself."""
+        return self.energy.prepare(torch.cat((context, base.mean, base.log_std), dim=-1))
+
+    def forward(self, z: Tensor, context: Tensor, level: Tensor) -> Tensor:
+        """Energy of normalised increments `(B, D)` at a noise level, up to a constant of each context.
+
+        The volume of the residual coordinates (the sum of log sigma) is included, so energies compare across contexts as
+        the base's negative log-likelihood does.
+        """
+        base = self.base(context)
+        return self.energy(self.residual(z, base), self.prepare(context, base), level) + base.log_std.sum(-1)

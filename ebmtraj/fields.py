@@ -1,0 +1,79 @@
+"""What the numbers in a state or action vector mean: names, kinds, units and limits.
+
+Both ends of the data flow speak this: environments declare their fields, the store writes them into its attributes, and
+models read them to know which numbers wrap, which form a quaternion and which are plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ebmtraj.errors import EbmtrajError
+
+Kind = Literal["plain", "angle", "position", "quaternion"]
+KINDS: tuple[Kind, ...] = ("plain", "angle", "position", "quaternion")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A named slice of a state or action vector.
+
+    `kind` decides how two successive values are compared: `plain` and `position` (metres) by difference, `angle`
+    (radians) by difference wrapped to (-pi, pi], `quaternion` (w, x, y, z; size 4) by the world-frame rotation between.
+    `low` and `high` are hard limits of the simulator, one number an entry, where there are any.
+    """
+
+    name: str
+    size: int
+    kind: Kind = "plain"
+    unit: str = ""
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    entries: tuple[str, ...] | None = None  # one name an entry, e.g. the joints'
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise EbmtrajError(f"field {self.name!r}: unknown kind {self.kind!r}; use one of {', '.join(KINDS)}")
+        if self.size < 1 or (self.kind == "quaternion" and self.size != 4):
+            raise EbmtrajError(f"field {self.name!r}: size {self.size} does not fit kind {self.kind!r}")
+        for label in ("low", "high", "entries"):
+            value = getattr(self, label)
+            if value is not None and len(value) != self.size:
+                raise EbmtrajError(f"field {self.name!r}: {label} has {len(value)} values for size {self.size}")
+
+
+def total_size(fields: Iterable[Field]) -> int:
+    """Length of the vector that these fields make up."""
+    return sum(field.size for field in fields)
+
+
+def slices(fields: Iterable[Field]) -> dict[str, slice]:
+    """Where each field stands in the vector, by name."""
+    places: dict[str, slice] = {}
+    start = 0
+    for field in fields:
+        places[field.name] = slice(start, start + field.size)
+        start += field.size
+    return places
+
+
+def fields_to_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
+    """Plain JSON values, for the store's attributes and a checkpoint's header."""
+    keys = ("name", "size", "kind", "unit", "low", "high", "entries")
+    return [
+        {k: list(v) if isinstance(v := getattr(f, k), tuple) else v for k in keys if getattr(f, k) is not None}
+        for f in fields
+    ]
+
+
+def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
+    """The inverse of `fields_to_json`; raises `EbmtrajError` where a row is not a field."""
+    fields = []
+    for row in rows:
+        try:
+            fields.append(Field(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}))
+        except TypeError as error:
+            raise EbmtrajError(f"not a field description: {row!r}") from error
+    return tuple(fields)

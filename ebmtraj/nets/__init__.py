@@ -1,0 +1,1 @@
+"""Torch modules with no idea of energies."""

@@ -1,0 +1,82 @@
+"""Fully connected networks with swish (SiLU) between their layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class MLP(nn.Sequential):
+    """`depth` hidden layers of `width` units, `(B, inputs) -> (B, outputs)`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        spectral: bool = False,
+        small: bool = False,
+    ) -> None:
+        """`spectral` bounds every layer's Lipschitz constant by 1; `small` starts the last layer near 0."""
+        sizes = [inputs, *[width] * depth, outputs]
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            linear = nn.Linear(a, b)
+            if small and i == depth:
+                nn.init.normal_(linear.weight, std=1e-3)
+                nn.init.zeros_(linear.bias)
+            layers.append(spectral_norm(linear) if spectral else linear)
+            if i < depth:
+                layers.append(nn.SiLU())
+        super().__init__(*layers)
+
+
+class LevelFeatures(nn.Module):
+    """Sines and cosines of the logarithm of a noise level, `(...,) -> (..., 2 * count)`."""
+
+    frequencies: Tensor
+
+    def __init__(self, count: int = 8) -> None:
+        super().__init__()
+        self.size = 2 * count
+        self.register_buffer("frequencies", 2.0 ** (torch.arange(count) / 2 - 1.5))
+
+    def forward(self, level: Tensor) -> Tensor:
+        phase = level.log().unsqueeze(-1) * self.frequencies
+        return torch.cat((phase.sin(), phase.cos()), dim=-1)
+
+
+def silu_with_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+    """SiLU and its derivative, elementwise."""
+    gate = torch.sigmoid(x)
+    value = x * gate
+    return value, gate + value * (1 - gate)
+
+
+class GaussianMLP(nn.Module):
+    """Mean and log standard deviation of a diagonal Gaussian, `(B, inputs) -> (B, outputs), (B, outputs)`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        low: float = -3.5,
+        high: float = 1.5,
+    ) -> None:
+        """`low` and `high` bound the log standard deviation, so that no residual can explode or vanish."""
+        super().__init__()
+        self.net = MLP(inputs, 2 * outputs, width=width, depth=depth)
+        self.low, self.high = low, high
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = self.net(inputs).chunk(2, dim=-1)
+        # smooth bounds keep the gradient alive beyond them
+        log_std = self.high - F.softplus(self.high - raw)
+        return mean, self.low + F.softplus(log_std - self.low)

@@ -1,0 +1,130 @@
+"""Tables of results: in colour for the terminal, in markdown for a page, from the same cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from rich.table import Table
+from rich.text import Text
+
+from ebmtraj.report.style import ordered, title
+
+Values: TypeAlias = Mapping[str, Mapping[str, float | None]]
+
+REFERENCES = ("truth", "floor")  # not models: never the best
+HEADERS = {"ebm": "EBM", "energy": "EBM", "dsm": "EBM (DSM)", "cd": "EBM (CD)", "gaussian": "Gaussian", "fc": "FC"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as it is printed, and whether it is the best of its row."""
+
+    text: str
+    best: bool = False
+
+
+def number(value: float | None) -> str:
+    """A number with three significant digits, without an exponent where it can be: 0.584, 27.4, 1350; `-` for None."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.3g}")
+    magnitude = math.floor(math.log10(abs(rounded)))
+    return f"{rounded:.3g}" if magnitude < -4 else f"{rounded:.{max(0, 2 - magnitude)}f}"
+
+
+def markdown_table(
+    values: Values,
+    corner: str = "",
+    ratio: tuple[str, str] | None = ("fc", "ebm"),
+    higher_is_better: Iterable[str] = (),
+    columns: Sequence[str] | None = None,
+) -> str:
+    """A markdown table with one line a row of `values` and one column a model; the best value of each row is bold.
+
+    values: {row: {model: number or None}}. `floor` and `truth` are shown, but never the best. `ratio` adds a column with
+    the quotient of two models where both are there, None leaves it out. Ends with a newline.
+    """
+    header, lines = _cells(values, corner, ratio, set(higher_is_better), columns)
+    out = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    for name, cells in lines:
+        texts = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
+        out.append("| " + " | ".join([name, *texts]) + " |")
+    return "\n".join(out) + "\n"
+
+
+def rich_table(
+    values: Values,
+    caption: str = "",
+    corner: str = "",
+    ratio: tuple[str, str] | None = ("fc", "ebm"),
+    higher_is_better: Iterable[str] = (),
+    columns: Sequence[str] | None = None,
+) -> Table:
+    """The same table for the terminal: `console.print(rich_table(results["frechet"]))`."""
+    header, lines = _cells(values, corner, ratio, set(higher_is_better), columns)
+    table = Table(title=caption or None, title_justify="left", header_style="bold")
+    table.add_column(header[0], no_wrap=True)
+    for name in header[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, cells in lines:
+        table.add_row(name, *(Text(cell.text, style="bold green" if cell.best else "") for cell in cells))
+    return table
+
+
+def metrics_by_model(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Turn {model: result of `evaluate_rollouts`} into rows for a table: {metric: {model: number or None}}."""
+    return {name: {model: result.get(name) for model, result in results.items()} for name in names}
+
+
+def evaluation_table(result: Mapping[str, Any], caption: str = "") -> Table:
+    """One model's `evaluate_rollouts` for the terminal: each number beside what the truth itself scores."""
+    table = Table(title=caption or None, title_justify="left", header_style="bold")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("model", justify="right", no_wrap=True)
+    table.add_column("truth", justify="right", no_wrap=True)
+    table.add_column("unit")
+    turning = result.get("turning") or {}
+    for label, value, truth, unit in (
+        ("Fréchet distance", result.get("frechet"), result.get("floor"), "z-scored state"),
+        ("Fréchet distance of changes", result.get("frechet_changes"), result.get("floor_changes"), "z-scored changes"),
+        ("energy score", result.get("energy_score"), None, "z-scored state"),
+        ("diversity", result.get("diversity"), None, "z-scored state"),
+        ("turning", turning.get("model"), turning.get("truth"), "rad a rollout"),
+        ("rotation error", result.get("rotation_error"), None, "rad"),
+        ("limit violation", result.get("limit_violation"), result.get("limit_violation_truth"), "share of entries"),
+    ):
+        if value is not None:
+            table.add_row(label, number(value), number(truth), unit)
+    return table
+
+
+def _cells(
+    values: Values,
+    corner: str,
+    ratio: tuple[str, str] | None,
+    higher_is_better: set[str],
+    columns: Sequence[str] | None,
+) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+    """Header and lines of the table: names of the columns, and for each row its name and cells."""
+    present = list(dict.fromkeys(model for row in values.values() for model in row))
+    models = list(columns) if columns is not None else ordered(present)
+    quotient = ratio is not None and set(ratio) <= set(models)
+    header = [corner, *(HEADERS.get(model, title(model)) for model in models)]
+    if quotient and ratio is not None:
+        header.append(" / ".join(HEADERS.get(model, title(model)) for model in ratio))
+    lines = []
+    for name, row in values.items():
+        numbers = {m: value for m in models if (value := row.get(m)) is not None and math.isfinite(value)}
+        rivals = [value for m, value in numbers.items() if m not in REFERENCES]
+        best = None if len(rivals) < 2 else max(rivals) if name in higher_is_better else min(rivals)
+        cells = [Cell(number(row.get(m)), m not in REFERENCES and m in numbers and numbers[m] == best) for m in models]
+        if quotient and ratio is not None:
+            above, below = (numbers.get(model) for model in ratio)
+            cells.append(Cell("-" if above is None or not below else f"{above / below:.1f}x"))
+        lines.append((title(name), cells))
+    return header, lines

@@ -1,0 +1,1 @@
+"""The Langevin core and what belongs to it; energies are callables here."""

@@ -1,0 +1,171 @@
+"""The one Langevin core: every application is this chain on another energy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.samplers.anneal import Ladder, predict
+
+Energy = Callable[..., Tensor]  # (x (B, *event), context[, level]) -> (B,)
+BACKENDS = ("auto", "autograd", "analytic")
+
+
+@dataclass(frozen=True)
+class LangevinConfig:
+    """Settings of the chain; all samplers of the package are settings of this one."""
+
+    steps: int = 60  # Langevin steps; with a ladder, corrector steps at each level
+    step_size: float = 0.01  # lambda of paper 000, equation 1
+    noise: float | None = None  # None: proper, tied to the step; a number: the relaxed noise of the papers' code (std)
+    temperature: float = 1.0  # of the proper chain: samples exp(-E / temperature)
+    scale: tuple[float, ...] | None = (
+        None  # preconditioner: a length an entry of the event, squared into step and noise
+    )
+    clip: float | None = None  # bound on each entry of the gradient
+    ladder: Ladder | None = None  # annealed noise levels for an energy that takes a level
+    backend: Literal["auto", "autograd", "analytic"] = "auto"  # analytic: the energy's own `gradient`
+    record: bool = False  # keep the energy and gradient norm of each step in Info
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.step_size <= 0 or self.temperature < 0 or (self.noise is not None and self.noise < 0):
+            raise EbmtrajError(
+                f"sampler: steps = {self.steps}, step_size = {self.step_size}, temperature = {self.temperature}, "
+                f"noise = {self.noise}; steps, temperature and noise must be >= 0 and step_size > 0"
+            )
+
+
+class Info(NamedTuple):
+    """What is known of a chain when it ends; the histories are None unless `record` was set."""
+
+    energy: Tensor | None  # (B,) at the last state
+    energies: Tensor | None  # (K, B) before each step
+    gradient_norm: Tensor | None  # (K, B) before each step
+    acceptance: Tensor | None  # (B,) share of accepted proposals; None where nothing is ever rejected
+
+
+def langevin(
+    energy: Energy,
+    x: Tensor,
+    config: LangevinConfig,
+    *,
+    context: Any = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Info]:
+    """Sample exp(-E(x | context)) by Langevin dynamics from `x`, shape `(B, *event)`.
+
+    Proper (`noise=None`): x <- x - step/2 M grad E + N(0, step T M), with M the squared `scale` (paper 000, equation 1;
+    Welling and Teh 2011). Relaxed: x <- x - step M grad E + N(0, noise^2 M), the setting of the papers' code. With a
+    `ladder`, each level is entered by a predictor step of the probability flow and corrected by `steps` proper steps
+    whose size grows with the level's square. `project` is applied after every step (a clamp, a unit quaternion). Where `mask`
+    (broadcastable to x) is 0, x keeps its value. Noise comes from `generator` alone.
+
+    Returns the last state and `Info`. Gradients never flow through the chain, and the energy's parameters stay frozen.
+    Raises `EbmtrajError` for an unknown backend or `analytic` on an energy without a `gradient`.
+    """
+    gradient = gradient_of(energy, config.backend)
+    start, scale = x.detach(), _scale_for(x, config.scale)
+    energies: list[Tensor] = []
+    norms: list[Tensor] = []
+
+    def settle(new: Tensor) -> Tensor:
+        if project is not None:
+            new = project(new)
+        return new if mask is None else torch.where(mask.bool(), new, start)
+
+    def slope(x: Tensor, level: Tensor | None) -> Tensor:
+        g = gradient(x, context) if level is None else gradient(x, context, level)
+        return g if config.clip is None else g.clamp(-config.clip, config.clip)
+
+    def step(x: Tensor, level: Tensor | None, growth: Tensor | float) -> Tensor:
+        g = slope(x, level)
+        if config.record:
+            energies.append(evaluate(energy, x, context, level))
+            norms.append(g.flatten(1).norm(dim=1))
+        epsilon = torch.empty_like(x).normal_(generator=generator)
+        if config.noise is None:
+            size = config.step_size * growth
+            return settle(x - 0.5 * size * scale**2 * g + (size * config.temperature) ** 0.5 * scale * epsilon)
+        return settle(x - config.step_size * growth * scale**2 * g + config.noise * scale * epsilon)
+
+    with frozen(energy), torch.no_grad():
+        x = settle(start)
+        level: Tensor | None = None
+        if config.ladder is None:
+            for _ in range(config.steps):
+                x = step(x, None, 1.0)
+        else:
+            ladder, sigmas = config.ladder, config.ladder.sigmas(x.device)
+            for k in range(ladder.levels):
+                level = sigmas[k]
+                if k > 0 and ladder.predictor != "none":
+                    x = settle(predict(slope, x, sigmas[k - 1], level, ladder.predictor))
+                for _ in range(config.steps):
+                    x = step(x, level, level**2)
+        last = evaluate(energy, x, context, level) if config.record else None
+    return x, Info(
+        energy=last,
+        energies=torch.stack(energies) if energies else None,
+        gradient_norm=torch.stack(norms) if norms else None,
+        acceptance=None,
+    )
+
+
+def gradient_of(energy: Energy, backend: str = "auto") -> Callable[..., Tensor]:
+    """The input gradient of an energy: its own closed form where it has one, else autograd (the reference)."""
+    if backend not in BACKENDS:
+        raise EbmtrajError(f"unknown sampler backend {backend!r}; use one of {', '.join(BACKENDS)}")
+    analytic = getattr(energy, "gradient", None)
+    if backend == "analytic" and analytic is None:
+        raise EbmtrajError(f"backend 'analytic': {type(energy).__name__} has no closed-form gradient; use 'autograd'")
+    if analytic is not None and backend != "autograd":
+        return analytic
+
+    def autograd(x: Tensor, *conditions: Any) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            return torch.autograd.grad(energy(x, *conditions).sum(), x)[0]
+
+    return autograd
+
+
+def evaluate(energy: Energy, x: Tensor, context: Any, level: Tensor | None) -> Tensor:
+    """The energy at x, with its noise level where there is one."""
+    return energy(x, context) if level is None else energy(x, context, level)
+
+
+@contextlib.contextmanager
+def frozen(energy: Energy) -> Iterator[None]:
+    """Freeze a module's parameters and materialise its parametrised weights (spectral norm) once for a whole chain."""
+    if not isinstance(energy, nn.Module):
+        yield
+        return
+    trainable = [p for p in energy.parameters() if p.requires_grad]
+    training = energy.training
+    for p in trainable:
+        p.requires_grad_(False)
+    energy.eval()  # no power iteration inside the chain
+    try:
+        with parametrize.cached():
+            yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+        energy.train(training)
+
+
+def _scale_for(x: Tensor, scale: tuple[float, ...] | None) -> Tensor:
+    if scale is None:
+        return torch.ones((), dtype=x.dtype, device=x.device)
+    if x[0].numel() != len(scale):
+        raise EbmtrajError(f"sampler: scale has {len(scale)} entries for an event of {x[0].numel()}")
+    return torch.tensor(scale, dtype=x.dtype, device=x.device).view(x.shape[1:])

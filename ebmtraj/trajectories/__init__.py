@@ -1,0 +1,1 @@
+"""Transition models, their baselines, and rollouts over many steps."""

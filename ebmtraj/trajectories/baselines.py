@@ -1,0 +1,114 @@
+"""What a user would otherwise take: feed-forward prediction (the paper's baseline) and a Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ebmtraj.datasets.windows import Batch
+from ebmtraj.fields import Field
+from ebmtraj.nets.mlp import MLP, GaussianMLP
+from ebmtraj.training.loop import Stage
+from ebmtraj.training.losses import gaussian_nll
+from ebmtraj.trajectories.model import TransitionModel
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    """The paper's feed-forward network (paper 000, section 5.1): 3 x 128 with spectral normalisation, squared error."""
+
+    width: int = 128
+    depth: int = 3
+    spectral: bool = True  # "to prevent multi-step explosion"
+    space: Literal["state", "delta"] = "state"  # predict the next state (the paper) or the increment to it
+    matrices: bool = False  # see quaternions as rotation matrices
+
+
+class FeedForwardModel(TransitionModel):
+    """One prediction, no spread."""
+
+    name = "fc"
+    Config = FeedForwardConfig
+    config: FeedForwardConfig
+
+    def __init__(
+        self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: FeedForwardConfig
+    ) -> None:
+        super().__init__(state_fields, action_fields, actions=actions, config=config)
+        outputs = self.state_size if config.space == "state" else self.delta_size
+        self.net = MLP(self.context_size, outputs, width=config.width, depth=config.depth, spectral=config.spectral)
+
+    def stages(self) -> list[Stage]:
+        """Least squares throughout."""
+        return [Stage("regression", 1.0, self.net, self._loss)]
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        predicted = self.net(self.context(batch.state, batch.action))
+        if self.config.space == "state":
+            target = self.normaliser.normalise_state(batch.next_state)
+        else:
+            target = self.normaliser.delta(batch.state, batch.next_state)
+        return (predicted - target).square().mean(), {}
+
+    @torch.no_grad()
+    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+        """The prediction; `generator` is not used."""
+        predicted = self.net(self.context(state, action))
+        if self.config.space == "state":
+            return self.normaliser.increments.project(self.normaliser.restore_state(predicted), state)
+        return self.normaliser.advance(state, predicted)
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """A diagonal Gaussian over the normalised increment, fitted by its likelihood."""
+
+    width: int = 128
+    depth: int = 3
+    beta: float = 0.0  # of beta-NLL (Seitzer et al. 2022); 0 is the plain likelihood
+    low: float = -5.0  # bounds of the log standard deviation
+    high: float = 2.0
+    whiten: bool = False
+
+
+class GaussianModel(TransitionModel):
+    """Mean and spread of the increment, sampled anew each step."""
+
+    name = "gaussian"
+    Config = GaussianConfig
+    config: GaussianConfig
+
+    def __init__(
+        self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: GaussianConfig
+    ) -> None:
+        super().__init__(state_fields, action_fields, actions=actions, config=config)
+        self.net = GaussianMLP(
+            self.context_size,
+            self.delta_size,
+            width=config.width,
+            depth=config.depth,
+            low=config.low,
+            high=config.high,
+        )
+
+    def stages(self) -> list[Stage]:
+        """Likelihood throughout."""
+        return [Stage("likelihood", 1.0, self.net, self._loss)]
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        z = self.normaliser.delta(batch.state, batch.next_state)
+        mean, log_std = self.net(self.context(batch.state, batch.action))
+        with torch.no_grad():
+            validation = gaussian_nll(z, mean, log_std).mean()
+        return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
+
+    @torch.no_grad()
+    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Mean plus spread times a draw."""
+        mean, log_std = self.net(self.context(state, action))
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return self.normaliser.advance(state, mean + noise * torch.exp(log_std))

@@ -1,0 +1,109 @@
+"""From a store to a trained transition model in a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebmtraj import config as recipes
+from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.windows import Transitions
+from ebmtraj.device import choose_device, describe, use_threads
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.runs import Run, versions, write_atomic, write_json
+from ebmtraj.training.loop import Progress, Result, TrainingConfig, steps_for, train
+from ebmtraj.trajectories.registry import make_model, model_class
+
+
+@dataclass(frozen=True)
+class TransitionRecipe:
+    """All that decides a transition model; `config.toml` in the run directory holds exactly this."""
+
+    model: str = "dsm"  # dsm, cd (energies), fc, gaussian (baselines)
+    actions: bool = False  # E(s_t, a_t, s_t+1) rather than E(s_t, s_t+1)
+    data: str = ""  # the store
+    content_hash: str | None = None  # of the store, so that a run says what it was trained on
+    network: dict[str, Any] = field(default_factory=dict)  # settings of the model, see its Config
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def load_recipe(
+    path: Path | None, overrides: Sequence[str], given: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> TransitionRecipe:
+    """Defaults, then the recipe file, then `--set`, then the command's own options, all checked.
+
+    Raises `EbmtrajError` that names the first key or value that is not known.
+    """
+    recipe = recipes.from_recipe(TransitionRecipe, path, overrides, defaults)
+    recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    settings = recipes.build(model_class(recipe.model).Config, recipe.network, "recipe: network")
+    return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
+
+
+def train_transition(
+    recipe: TransitionRecipe,
+    path: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Result, TransitionRecipe]:
+    """Train a transition model on a store into a run directory; returns what it came to and the recipe as it was run.
+
+    With `resume`, an unfinished run goes on under its own recipe, to the same bits on CPU; a run that is not there yet is
+    begun. Raises `EbmtrajError` where the store or run is not fit, or training diverges for good.
+    """
+    where = choose_device(device)
+    use_threads(recipe.training.threads)
+    store = Store.open(recipe.data)
+    data = Transitions.load(store, "train", actions=recipe.actions, device=where)
+    held_out = Transitions.load(store, "validation", actions=recipe.actions, device=where)
+    recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
+
+    going_on = resume and (path / "config.toml").exists()
+    if going_on:
+        run = Run.open(path)
+        recipe = _same_recipe(recipe, run)
+    network = recipes.to_plain(recipe.network)
+    model = make_model(
+        recipe.model,
+        store.state_fields,
+        store.action_fields,
+        actions=recipe.actions,
+        network=network,
+        seed=recipe.training.seed,
+    ).to(where)
+    model.prepare(data)
+    if not going_on:
+        if recipe.training.seconds is not None:
+            steps = steps_for(recipe.training.seconds, model, data, recipe.training)
+            training = dataclasses.replace(recipe.training, steps=steps, seconds=None)
+            recipe = dataclasses.replace(recipe, training=training)
+        run = Run.create(path, overwrite=overwrite)
+        write_json(run.path / "versions.json", {**versions(), **describe(where)})
+        write_atomic(run.config, recipes.to_toml(recipe))
+    result = train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress)
+    return result, recipe
+
+
+def _same_recipe(recipe: TransitionRecipe, run: Run) -> TransitionRecipe:
+    """The run's own recipe; raises `EbmtrajError` where the one that is asked for now differs from it."""
+    own = recipes.build(TransitionRecipe, recipes.read_toml(run.config), f"recipe {run.config}")
+    training = recipe.training
+    if training.seconds is not None:  # turned into steps when the run began
+        training = dataclasses.replace(training, steps=own.training.steps, seconds=None)
+    asked = dataclasses.asdict(dataclasses.replace(recipe, data=own.data, training=training))
+    difference = recipes.first_difference(recipes.to_plain(dataclasses.asdict(own)), recipes.to_plain(asked))
+    if difference is not None:
+        key, had, wants = difference
+        mend = "the store is not the one it was trained on" if key == "content_hash" else "drop that setting"
+        raise EbmtrajError(
+            f"run {run.path} was begun with {key} = {had!r}, not {wants!r}; {mend}, or start anew with --overwrite"
+        )
+    return dataclasses.replace(own, data=recipe.data)

@@ -1,0 +1,72 @@
+"""What every transition model shares: fields, normaliser, stages for the loop, and sampling of the next state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ebmtraj.datasets.windows import Normaliser, Transitions
+from ebmtraj.fields import Field, fields_to_json, total_size
+from ebmtraj.training.loop import Stage
+
+
+class TransitionModel(nn.Module):
+    """p(s_t+1 | s_t) or, with actions, p(s_t+1 | s_t, a_t), in whatever form; states `(B, S)`, actions `(B, A)`.
+
+    A subclass sets `name` and `Config`, builds its networks in `__init__`, and gives `stages` and `sample_next`.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+
+    def __init__(
+        self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: Any
+    ) -> None:
+        super().__init__()
+        self.state_fields, self.action_fields = tuple(state_fields), tuple(action_fields)
+        self.actions, self.config = actions, config
+        self.normaliser = Normaliser(state_fields, action_fields)
+        self.state_size = total_size(state_fields)
+        self.delta_size = self.normaliser.increments.size
+        self.action_size = total_size(action_fields) if actions else 0
+        self.matrices = getattr(config, "matrices", True)  # quaternions are seen as rotation matrices
+        seen = self.normaliser.increments.feature_size if self.matrices else self.state_size
+        self.context_size = seen + self.action_size
+
+    def prepare(self, data: Transitions) -> None:
+        """Take what must be known of the training data before the first step."""
+        self.normaliser.fit(data, whiten=getattr(self.config, "whiten", False))
+
+    def context(self, state: Tensor, action: Tensor | None) -> Tensor:
+        """What the networks are given, `(B, S), (B, A) or None -> (B, C)`."""
+        return self.normaliser.context(state, action, matrices=self.matrices)
+
+    def stages(self) -> list[Stage]:
+        """The training stages, in order."""
+        raise NotImplementedError
+
+    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+        """One sample of the state that follows, `(B, S), (B, A) or None -> (B, S)`."""
+        raise NotImplementedError
+
+    def header(self) -> dict[str, Any]:
+        """What a checkpoint must say so that `build` gives this model back."""
+        return {
+            "kind": "transition",
+            "model": self.name,
+            "actions": self.actions,
+            "network": dataclasses.asdict(self.config),
+            "state_fields": fields_to_json(self.state_fields),
+            "action_fields": fields_to_json(self.action_fields),
+        }
+
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a resume needs beside the weights: nothing, unless a subclass says so."""
+        return {}, {}
+
+    def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """The inverse of `extra_state`."""

@@ -1,0 +1,81 @@
+"""Every transition model by name, and how one comes back from a checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebmtraj.config import build, to_plain
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field, fields_from_json
+from ebmtraj.training.checkpoint import load_tensors, load_weights
+from ebmtraj.trajectories.baselines import FeedForwardModel, GaussianModel
+from ebmtraj.trajectories.model import TransitionModel
+from ebmtraj.trajectories.transition import PairModel, TiltedModel
+
+MODELS: dict[str, type[TransitionModel]] = {
+    "dsm": TiltedModel,
+    "cd": PairModel,
+    "fc": FeedForwardModel,
+    "gaussian": GaussianModel,
+}
+
+
+def model_class(name: str) -> type[TransitionModel]:
+    """The class registered under this name; raises `EbmtrajError` with the nearest one otherwise."""
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        raise EbmtrajError(
+            f"unknown transition model {name!r}; "
+            + (f"did you mean {close[0]}?" if close else f"use {', '.join(MODELS)}")
+        )
+    return MODELS[name]
+
+
+def make_model(
+    name: str,
+    state_fields: Sequence[Field],
+    action_fields: Sequence[Field],
+    *,
+    actions: bool,
+    network: dict[str, Any],
+    seed: int = 0,
+    source: str = "recipe: network",
+) -> TransitionModel:
+    """A fresh model whose weights are drawn from `seed`; raises `EbmtrajError` for settings that it does not know."""
+    cls = model_class(name)
+    config = build(cls.Config, network, source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(state_fields, action_fields, actions=actions, config=config)
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[TransitionModel, dict[str, Any]]:
+    """The model in a checkpoint, ready to sample, and the checkpoint's header.
+
+    Raises `EbmtrajError` where the file is missing, damaged, foreign or of other dimensions.
+    """
+    header, tensors = load_tensors(path)
+    if header.get("kind") != "transition":
+        raise EbmtrajError(f"checkpoint {path} holds {header.get('kind')!r}, not a transition model")
+    try:
+        name, actions, network = str(header["model"]), bool(header["actions"]), header["network"]
+        state_fields = fields_from_json(header["state_fields"])
+        action_fields = fields_from_json(header["action_fields"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
+    model = make_model(
+        name,
+        state_fields,
+        action_fields,
+        actions=actions,
+        network=to_plain(network),
+        source=f"checkpoint {path}: network",
+    )
+    load_weights(model, tensors, path)
+    return model.to(device).eval(), header
+

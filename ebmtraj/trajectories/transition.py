@@ -1,0 +1,213 @@
+"""Transition energies as transition models: how each is trained and sampled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ebmtraj.datasets.windows import Batch, Transitions
+from ebmtraj.energies.transition import PairEnergy, TiltedTransition
+from ebmtraj.fields import Field
+from ebmtraj.samplers.anneal import Ladder
+from ebmtraj.samplers.buffer import ReplayBuffer
+from ebmtraj.samplers.langevin import LangevinConfig, langevin
+from ebmtraj.training.loop import Stage
+from ebmtraj.training.losses import (
+    NoiseConfig,
+    contrastive_divergence,
+    denoising_score_matching,
+    gaussian_nll,
+)
+from ebmtraj.trajectories.model import TransitionModel
+
+
+@dataclass(frozen=True)
+class TiltedConfig:
+    """The default transition energy: an explicit base and a noise-conditional energy of its residual."""
+
+    width: int = 128
+    depth: int = 3
+    base_share: float = 0.25  # of the training steps, for the base
+    mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
+    bound: float = 8.0  # residuals are clamped here
+    beta: float = 1.0  # of the base's beta-NLL
+    whiten: bool = False  # decorrelate the increments first
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=Ladder()))
+
+
+class TiltedModel(TransitionModel):
+    """Objective `dsm`: fit the base by its likelihood, freeze it, train the residual's energy by score matching."""
+
+    name = "dsm"
+    Config = TiltedConfig
+    config: TiltedConfig
+
+    def __init__(
+        self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: TiltedConfig
+    ) -> None:
+        super().__init__(state_fields, action_fields, actions=actions, config=config)
+        self.tilted = TiltedTransition(
+            self.delta_size,
+            self.context_size,
+            width=config.width,
+            depth=config.depth,
+            mildness=config.mildness,
+            bound=config.bound,
+        )
+
+    def stages(self) -> list[Stage]:
+        """The base, then the energy."""
+        share = self.config.base_share
+        return [
+            Stage("base", share, self.tilted.base_net, self._base_loss, self._calibrate),
+            Stage("energy", 1 - share, self.tilted.energy, self._energy_loss),
+        ]
+
+    def _coordinates(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return (
+            self.normaliser.delta(batch.state, batch.next_state),
+            self.context(batch.state, batch.action),
+        )
+
+    def _base_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        z, context = self._coordinates(batch)
+        mean, log_std = self.tilted.base_net(context)
+        with torch.no_grad():
+            validation = gaussian_nll(z, mean, log_std).mean()
+        return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
+
+    @torch.no_grad()
+    def _calibrate(self, data: Transitions, most: int = 65536) -> None:
+        index = torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.rows.device).long()
+        self.tilted.calibrate(*self._coordinates(data.at(index)))
+
+    def _energy_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        z, context = self._coordinates(batch)
+        with torch.no_grad():
+            base = self.tilted.base(context)
+            r = self.tilted.residual(z, base)
+        prepared = self.tilted.prepare(context, base)
+        return denoising_score_matching(self.tilted.energy, r, prepared, self.config.noise, generator).mean(), {}
+
+    @torch.no_grad()
+    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Draw a residual by the annealed sampler and put it on the base."""
+        context = self.context(state, action)
+        base = self.tilted.base(context)
+        prepared = self.tilted.prepare(context, base)
+        ladder = self.config.sampler.ladder
+        spread = (1 + (ladder.sigma_max if ladder else 0.0) ** 2) ** 0.5
+        start = spread * torch.empty_like(base.mean).normal_(generator=generator)
+        r, _ = langevin(self.tilted.energy, start, self.config.sampler, context=prepared, generator=generator)
+        bounded = r.clamp(-self.tilted.bound, self.tilted.bound)
+        return self.normaliser.advance(state, self.tilted.increment(bounded, base))
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """The paper's transition energy, trained by contrastive divergence (paper 000, Algorithm 1)."""
+
+    width: int = 128
+    depth: int = 3
+    spectral: bool = True  # spectral normalisation of every layer
+    matrices: bool = True  # see quaternions as rotation matrices; the paper's pair has them as they are
+    space: Literal["state", "delta"] = "delta"  # second half of the pair: the next state (paper) or the increment to it
+    negatives: Literal["pair", "next"] = "next"  # chains move the whole pair (paper) or only its second half
+    scale: float = 1.0  # of the energy
+    alpha: float = 1.0  # weight of the L2 penalty on energies
+    buffer: int = 10_000  # replay buffer, in samples
+    keep: float = 0.95  # share of chains that start from the buffer; the others start from uniform noise
+    reach: float = 3.0  # uniform noise covers this many standard deviations; chains stay within twice that
+    beta1: float = 0.0  # of Adam
+    whiten: bool = False
+    sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=20, step_size=0.05))
+    rollout_steps: int = 40  # Langevin steps that draw the next state once trained
+
+
+class PairModel(TransitionModel):
+    """Objective `cd`: the paper's energy and algorithm."""
+
+    name = "cd"
+    Config = PairConfig
+    config: PairConfig
+    second: Tensor  # which entries of a pair are its second half
+
+    def __init__(
+        self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: PairConfig
+    ) -> None:
+        super().__init__(state_fields, action_fields, actions=actions, config=config)
+        pair = self.context_size + (self.state_size if config.space == "state" else self.delta_size)
+        self.energy = PairEnergy(
+            pair, width=config.width, depth=config.depth, spectral=config.spectral, scale=config.scale
+        )
+        self.buffer = ReplayBuffer(config.buffer, (pair,))
+        self.register_buffer("second", torch.arange(pair) >= self.context_size, persistent=False)
+
+    def stages(self) -> list[Stage]:
+        """Contrastive divergence throughout."""
+        return [Stage("energy", 1.0, self.energy, self._loss, beta1=self.config.beta1)]
+
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The replay buffer."""
+        return self.buffer.state()
+
+    def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """The inverse of `extra_state`."""
+        self.buffer.load(tensors, numbers)
+
+    def pair(self, state: Tensor, action: Tensor | None, next_state: Tensor) -> Tensor:
+        """The event that the energy sees, `(B, C + D)`."""
+        context = self.context(state, action)
+        if self.config.space == "state":
+            return torch.cat((context, self.normaliser.normalise_state(next_state)), dim=-1)
+        return torch.cat((context, self.normaliser.delta(state, next_state)), dim=-1)
+
+    def _project(self, pair: Tensor) -> Tensor:
+        return pair.clamp(-2 * self.config.reach, 2 * self.config.reach)
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        positive = self.pair(batch.state, batch.action, batch.next_state)
+        noise = torch.empty_like(positive).uniform_(-self.config.reach, self.config.reach, generator=generator)
+        start = self.buffer.start(noise, generator, self.config.keep)
+        mask = None
+        if self.config.negatives == "next":
+            start, mask = torch.where(self.second, start, positive), self.second
+        negative, _ = langevin(
+            self.energy, start, self.config.sampler, project=self._project, mask=mask, generator=generator
+        )
+        if self.training:
+            self.buffer.push(negative)
+        loss, logs = contrastive_divergence(self.energy, positive, negative, self.config.alpha)
+        # the loss says nothing of sample quality: judge by the energy score of fresh chains (Gneiting and Raftery 2007)
+        if not self.training:
+            logs["validation"] = self._energy_score(batch, positive, generator)
+        return loss, logs
+
+    @torch.no_grad()
+    def _energy_score(self, batch: Batch, positive: Tensor, generator: torch.Generator, most: int = 1024) -> Tensor:
+        state = batch.state[:most]
+        action = None if batch.action is None else batch.action[:most]
+        a, b = (self._draw(state, action, generator)[:, self.second] for _ in range(2))
+        truth = positive[:most, self.second]
+        near = 0.5 * ((a - truth).norm(dim=-1) + (b - truth).norm(dim=-1))
+        return (near - 0.5 * (a - b).norm(dim=-1)).mean()
+
+    def _draw(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Pairs whose second half is drawn by fresh chains from the present state (no change), `(B, C + D)`."""
+        start = self.pair(state, action, state)
+        sampler = dataclasses.replace(self.config.sampler, steps=self.config.rollout_steps)
+        return langevin(self.energy, start, sampler, project=self._project, mask=self.second, generator=generator)[0]
+
+    @torch.no_grad()
+    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Run a chain over the second half of the pair, the first held by the mask."""
+        drawn = self._draw(state, action, generator)[:, self.context_size :]
+        if self.config.space == "state":
+            return self.normaliser.increments.project(self.normaliser.restore_state(drawn), state)
+        return self.normaliser.advance(state, drawn)

@@ -1,0 +1,299 @@
+"""Stepping many environments at once: the contract that collection and execution use, and its two implementations."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium
+import mujoco
+import mujoco.rollout
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ebmtraj.envs import hand_cube
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field
+
+
+class BatchEnv(Protocol):
+    """B environments that step together; each episode depends on its own generator and actions alone.
+
+    A row whose episode has terminated stays terminated until `reset`; its states mean nothing from then on.
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    state_fields: tuple[Field, ...]
+    action_fields: tuple[Field, ...]
+    control_timestep: float  # seconds a step
+
+    @property
+    def batch_size(self) -> int:
+        """How many environments the last `reset` started; 0 before the first."""
+        ...
+
+    def reset(self, generators: Sequence[np.random.Generator]) -> NDArray[np.float32]:
+        """Start one episode a generator and return the states (B, S)."""
+        ...
+
+    def step(self, actions: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Apply actions (B, A); return the states (B, S) after one control step, and which episodes have terminated (B,)."""
+        ...
+
+    def attributes(self) -> dict[str, Any]:
+        """JSON values that say how these data were made."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and environments."""
+        ...
+
+
+class HandCubeBatch:
+    """The Shadow hand and cube, B at a time through `mujoco.rollout` on `threads` threads.
+
+    States are bit-identical to those of `HandCubeEnv`, for any number of threads, batch size or order. Raises
+    `EbmtrajError` for fewer than one thread.
+    """
+
+    env_id = "hand-cube"
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise EbmtrajError(f"hand-cube: threads is {threads}; give 1 or more")
+        self.model = hand_cube.build_model()
+        self.env_kwargs: dict[str, Any] = {}
+        self.state_fields = hand_cube.state_fields()
+        self.action_fields = hand_cube.action_fields()
+        self.control_timestep = hand_cube.TIMESTEP * hand_cube.SUBSTEPS
+        self._stepper = _Stepper(self.model, threads)
+        self._physics: NDArray[np.float64] = np.empty((0, self._stepper.size))
+        self._terminated = np.empty(0, dtype=np.bool_)
+
+    @property
+    def batch_size(self) -> int:
+        """How many environments the last `reset` or `set_state` started; 0 before the first."""
+        return len(self._physics)
+
+    @property
+    def physics_state(self) -> NDArray[np.float64]:
+        """Full physics states (B, 62): time, positions, velocities. Setting it starts from any such states."""
+        return self._physics.copy()
+
+    @physics_state.setter
+    def physics_state(self, physics: ArrayLike) -> None:
+        values = np.array(physics, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != self._stepper.size or not np.isfinite(values).all():
+            raise EbmtrajError(f"hand-cube: a physics state is finite and of shape (batch, {self._stepper.size})")
+        self._physics = values
+        self._terminated = hand_cube.dropped(values)
+
+    @property
+    def states(self) -> NDArray[np.float32]:
+        """The current states (B, S)."""
+        return hand_cube.states_of(self._physics)
+
+    def set_state(self, states: ArrayLike) -> None:
+        """Start from states (B, S) at rest; raises `EbmtrajError` on a wrong shape, NaN or a zero quaternion."""
+        self.physics_state = hand_cube.physics_of(states)
+
+    def reset(self, generators: Sequence[np.random.Generator]) -> NDArray[np.float32]:
+        """Draw one start a generator, let it settle, and return the states (B, S)."""
+        physics = np.empty((len(generators), self._stepper.size))
+        todo = np.arange(len(generators))  # rows without a start yet
+        for _ in range(hand_cube.MAX_START_TRIES):
+            starts = [hand_cube.draw_start(self.model, generators[int(i)]) for i in todo]
+            settled = np.array([start for start, _ in starts]).reshape(len(todo), self._stepper.size)
+            hold = np.array([control for _, control in starts]).reshape(len(todo), hand_cube.ACTION_SIZE)
+            for _ in range(hand_cube.SETTLE_STEPS):
+                settled = self._stepper(settled, hold)
+            physics[todo] = settled
+            todo = todo[hand_cube.dropped(settled)]
+            if not len(todo):
+                break
+        self.physics_state = physics
+        return self.states
+
+    def step(self, actions: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Hold actions (B, 20) in [-1, 1] for 40 ms; return states (B, S) and which cubes have dropped (B,).
+
+        Raises `EbmtrajError` on a wrong shape, NaN, values outside [-1, 1], or a simulation that has diverged.
+        """
+        actions = hand_cube.checked_actions(actions, (self.batch_size, hand_cube.ACTION_SIZE))
+        self._physics = self._stepper(self._physics, hand_cube.controls(self.model, actions))
+        self._terminated |= hand_cube.dropped(self._physics)
+        return self.states, self._terminated.copy()
+
+    def attributes(self) -> dict[str, Any]:
+        """JSON values that say how these data were made."""
+        return {
+            "env_id": self.env_id,
+            "env_kwargs": self.env_kwargs,
+            "control_timestep": self.control_timestep,
+            "physics_timestep": hand_cube.TIMESTEP,
+            "substeps": hand_cube.SUBSTEPS,
+            "drop_height": hand_cube.DROP_HEIGHT,
+            "quaternion_convention": "w, x, y, z; sign continuous in time, random at the start of each episode",
+            "mujoco_version": mujoco.__version__,
+            "model_hash": hand_cube.model_hash(self.model),
+        }
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._stepper.close()
+
+
+class _Stepper:
+    """One control step of many simulations: (physics (B, P), controls (B, U)) -> physics (B, P), with its buffers kept."""
+
+    def __init__(self, model: mujoco.MjModel, threads: int) -> None:
+        self.model = model
+        self.size = mujoco.mj_stateSize(model, hand_cube.PHYSICS_STATE)
+        self._rollout = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)  # 0 runs on the calling thread
+        self._data = [mujoco.MjData(model) for _ in range(threads)]
+        self._allocate(0)
+
+    def _allocate(self, batch: int) -> None:
+        self._models = [self.model] * batch
+        self._controls = np.empty((batch, hand_cube.SUBSTEPS, self.model.nu))
+        self._history = np.empty((batch, hand_cube.SUBSTEPS, self.size))
+        # Small chunks keep all threads busy to the end of the step: simulations differ in cost by their contacts.
+        self._chunk = max(1, batch // (len(self._data) * 32))
+
+    def __call__(self, physics: NDArray[np.float64], controls: NDArray[np.float64]) -> NDArray[np.float64]:
+        if len(physics) != len(self._models):
+            self._allocate(len(physics))
+        if not len(physics):
+            return physics
+        self._controls[:] = controls[:, None]  # held over the substeps
+        self._rollout.rollout(
+            self._models,
+            self._data,
+            np.ascontiguousarray(physics),
+            self._controls,
+            nstep=hand_cube.SUBSTEPS,
+            state=self._history,
+            chunk_size=self._chunk,
+            skip_checks=True,  # shapes are right by construction, and the checks copy
+        )
+        last = self._history[:, -1].copy()
+        if not np.isfinite(last).all():
+            row = int(np.flatnonzero(~np.isfinite(last).all(axis=1))[0])
+            raise EbmtrajError(
+                f"hand-cube: the simulation of row {row} diverged; start it from a state without deep overlaps"
+            )
+        return last
+
+    def close(self) -> None:
+        self._rollout.close()
+
+
+class GymBatch:
+    """Any Gymnasium environment with Box observations and Box actions, stepped one after the other.
+
+    Time limits are switched off, so that episodes of any length work. Observations are flattened to float32. Raises
+    `EbmtrajError` for other spaces and for keyword arguments that the environment does not take.
+    """
+
+    def __init__(self, env_id: str, **kwargs: Any) -> None:
+        self.env_id = env_id
+        self.env_kwargs = kwargs
+        try:
+            json.dumps(kwargs)
+        except TypeError as error:
+            raise EbmtrajError(f"{env_id}: options must be plain JSON values to be stored with the data: {error}") from error
+        self._envs = [self._make()]
+        env = self._envs[0]
+        observation, action = env.observation_space, env.action_space
+        for name, space in (("observations", observation), ("actions", action)):
+            if not isinstance(space, gymnasium.spaces.Box):
+                self.close()
+                raise EbmtrajError(
+                    f"{env_id}: its {name} are {type(space).__name__}, not Box; choose an environment with Box spaces, "
+                    "or wrap and register it (for example with gymnasium.wrappers.FlattenObservation)"
+                )
+        assert isinstance(observation, gymnasium.spaces.Box)
+        assert isinstance(action, gymnasium.spaces.Box)
+        self._action_space = action
+        self.state_fields: tuple[Field, ...] = (_box_field("observation", observation),)
+        self.action_fields: tuple[Field, ...] = (_box_field("action", action),)
+        fps = env.metadata.get("render_fps")
+        # Not every environment says how long a step lasts; then time is counted in steps.
+        self.control_timestep = float(getattr(env.unwrapped, "dt", None) or (1.0 / fps if fps else 1.0))
+        self._states = np.empty((0, self.state_fields[0].size), dtype=np.float32)
+        self._terminated = np.empty(0, dtype=np.bool_)
+
+    def _make(self) -> gymnasium.Env[Any, Any]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # such as "out of date", for which the user asked by name
+                return gymnasium.make(self.env_id, max_episode_steps=-1, disable_env_checker=True, **self.env_kwargs)
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason.split(" was raised from the environment creator")[0]
+            raise EbmtrajError(f"{self.env_id}: Gymnasium cannot make it: {reason}") from error
+
+    @property
+    def batch_size(self) -> int:
+        """How many environments the last `reset` started; 0 before the first."""
+        return len(self._states)
+
+    def reset(self, generators: Sequence[np.random.Generator]) -> NDArray[np.float32]:
+        """Start one episode a generator, which gives its environment's seed; return the observations (B, S)."""
+        while len(self._envs) < len(generators):
+            self._envs.append(self._make())
+        self._states = np.empty((len(generators), self.state_fields[0].size), dtype=np.float32)
+        self._terminated = np.zeros(len(generators), dtype=np.bool_)
+        for i, generator in enumerate(generators):
+            observation, _ = self._envs[i].reset(seed=int(generator.integers(2**31)))
+            self._states[i] = np.ravel(observation)
+        return self._states.copy()
+
+    def step(self, actions: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Apply actions (B, A) within the environment's bounds; return observations (B, S) and terminated (B,).
+
+        Raises `EbmtrajError` on a wrong shape, NaN or values out of bounds.
+        """
+        values = np.asarray(actions, dtype=np.float32)
+        shape = (self.batch_size, self.action_fields[0].size)
+        if values.shape != shape:
+            raise EbmtrajError(f"{self.env_id}: actions have shape {values.shape}; give {shape}")
+        low, high = (np.ravel(bound).astype(np.float32) for bound in (self._action_space.low, self._action_space.high))
+        if not ((values >= low) & (values <= high)).all():  # NaN fails this too
+            raise EbmtrajError(f"{self.env_id}: actions are NaN or outside the environment's bounds; clip them first")
+        box = self._action_space
+        for i in np.flatnonzero(~self._terminated):
+            action = values[i].reshape(box.shape).astype(box.dtype)
+            observation, _, terminated, _, _ = self._envs[i].step(action)
+            self._states[i] = np.ravel(observation)
+            self._terminated[i] = terminated
+        return self._states.copy(), self._terminated.copy()
+
+    def attributes(self) -> dict[str, Any]:
+        """JSON values that say how these data were made."""
+        values: dict[str, Any] = {
+            "env_id": self.env_id,
+            "env_kwargs": self.env_kwargs,
+            "control_timestep": self.control_timestep,
+            "gymnasium_version": gymnasium.__version__,
+        }
+        model = getattr(self._envs[0].unwrapped, "model", None)
+        if isinstance(model, mujoco.MjModel):
+            values |= {"mujoco_version": mujoco.__version__, "model_hash": hand_cube.model_hash(model)}
+        return values
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self._envs:
+            env.close()
+        self._envs = []
+
+
+def _box_field(name: str, box: gymnasium.spaces.Box) -> Field:
+    """A plain field for a flattened Box; limits are given only where all are finite."""
+    low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (box.low, box.high))
+    finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+    return Field(name, len(low), low=low if finite else None, high=high if finite else None)
