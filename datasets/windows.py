@@ -35,9 +35,7 @@ class Transitions:
         self.rows, self.action_rows = rows, action_rows
 
     @classmethod
-    def load(
-        cls, store: Store, split: str, *, actions: bool = False, device: torch.device | str = "cpu"
-    ) -> Transitions:
+    def load(cls, store: Store, split: str, *, actions: bool = False, device: torch.device | str = "cpu") -> Transitions:
         """Read one split of a store; raises `EbmtrajError` where the split is empty or the data is not finite."""
         episodes = store.split(split)
         if len(episodes) == 0:
@@ -174,9 +172,7 @@ class Normaliser(nn.Module):
             self.delta_matrix, self.delta_inverse = torch.diag(1 / scale), torch.diag(scale)
         return self
 
-    def context(
-        self, state: Tensor, action: Tensor | None = None, *, matrices: bool = True, bound: float = 6.0
-    ) -> Tensor:
+    def context(self, state: Tensor, action: Tensor | None = None, *, matrices: bool = True, bound: float = 6.0) -> Tensor:
         """What a model is given: normalised features of the state, then the action if there is one, `(B, C)`, clamped.
 
         With `matrices`, quaternions are seen as rotation matrices; without, the state is seen as it is.

@@ -73,7 +73,8 @@ def build(cls: type[Config], values: Mapping[str, Any], source: str = "recipe") 
     """
     _refuse_unknown(cls, values, (), source)
     try:
-        return _adapter(cls).validate_json(json.dumps(values), strict=True)
+        adapter: TypeAdapter[Config] = _adapter(cls)  # type: ignore[arg-type]
+        return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or cls.__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -50,20 +49,6 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What a reader of a result must know of the machine that made it."""
-    return {
-        "device": str(device),
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
-        return platform.processor() or platform.machine()
+    """What a reader of a result must know of the device that made it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": str(device), "device_name": name, "threads": torch.get_num_threads()}

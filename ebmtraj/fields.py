@@ -62,10 +62,11 @@ def slices(fields: Iterable[Field]) -> dict[str, slice]:
 def fields_to_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
     """Plain JSON values, for the store's attributes and a checkpoint's header."""
     keys = ("name", "size", "kind", "unit", "low", "high", "entries")
-    return [
-        {k: list(v) if isinstance(v := getattr(f, k), tuple) else v for k in keys if getattr(f, k) is not None}
-        for f in fields
-    ]
+    rows = []
+    for field in fields:
+        values = {key: getattr(field, key) for key in keys}
+        rows.append({k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None})
+    return rows
 
 
 def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
@@ -73,7 +74,8 @@ def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
     fields = []
     for row in rows:
         try:
-            fields.append(Field(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}))
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+            fields.append(Field(**values))
         except TypeError as error:
             raise EbmtrajError(f"not a field description: {row!r}") from error
     return tuple(fields)

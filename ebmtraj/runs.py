@@ -71,6 +71,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def machine() -> dict[str, Any]:
+    """Processor and cores, for whoever reads a result."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+        name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    return {"processor": name, "cores": os.cpu_count()}
+
+
 @dataclass(frozen=True)
 class Run:
     """Paths of a run directory."""

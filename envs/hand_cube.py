@@ -70,7 +70,7 @@ def build_model(timestep: float = TIMESTEP, visual: bool = False) -> mujoco.MjMo
     try:
         spec = mujoco.MjSpec.from_file(str(path))
     except ValueError as error:
-        raise EbmtrajError(f"{path} cannot be read by MuJoCo {mujoco.__version__}: {error}") from error
+        raise EbmtrajError(_unfit(path, error)) from error
     _delete(spec, spec.body("target"))
     _delete(spec, *spec.sensors)  # not part of the state, and they cost time
     hidden = {"object_hidden", "robot0:V_thbase", "robot0:V_thhub"}  # inner cube and two 1 mm boxes
@@ -88,13 +88,22 @@ def build_model(timestep: float = TIMESTEP, visual: bool = False) -> mujoco.MjMo
     try:
         model = spec.compile()
     except ValueError as error:
-        raise EbmtrajError(f"{path} does not compile in MuJoCo {mujoco.__version__}: {error}") from error
+        raise EbmtrajError(_unfit(path, error)) from error
     if (model.nq, model.nv, model.nu, model.na) != (STATE_SIZE, 30, ACTION_SIZE, 0):
         raise EbmtrajError(
             f"{path} is not the hand that ebmtraj knows: nq {model.nq}, nv {model.nv}, nu {model.nu}; "
-            "install gymnasium-robotics 1.3.1 or newer"
+            "run `pip install --upgrade gymnasium-robotics`"
         )
     return model
+
+
+def _unfit(path: Path, error: ValueError) -> str:
+    # Files before gymnasium-robotics 1.4.2 have an attribute that MuJoCo 4 no longer knows.
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f"{path} does not fit MuJoCo {mujoco.__version__} ({reason}); "
+        "run `pip install --upgrade --force-reinstall gymnasium-robotics`"
+    )
 
 
 def _delete(spec: mujoco.MjSpec, *elements: Any) -> None:

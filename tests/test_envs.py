@@ -86,6 +86,16 @@ def test_missing_model_files(monkeypatch):
         hand_cube.build_model()
 
 
+def test_model_files_that_mujoco_does_not_read(monkeypatch, tmp_path):
+    path = tmp_path / "manipulate_block.xml"
+    monkeypatch.setattr(hand_cube, "model_path", lambda: path)
+    for text in ("<mujoco><option nosuch='1'/></mujoco>", "<mujoco><worldbody>"):
+        path.write_text(text)
+        with pytest.raises(EbmtrajError, match=r"does not fit MuJoCo.*--upgrade") as caught:
+            hand_cube.build_model()
+        assert "\n" not in str(caught.value)
+
+
 def test_fields_name_the_state_and_action():
     states, actions = hand_cube.state_fields(), hand_cube.action_fields()
     assert [(f.name, f.size, f.kind, f.unit) for f in states] == [

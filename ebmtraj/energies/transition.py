@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ class PairEnergy(nn.Module):
     spectrally normalised network is nearly flat at unit scale, so its output is multiplied by `scale`.
     """
 
-    def __init__(
-        self, event: int, *, width: int = 128, depth: int = 3, spectral: bool = True, scale: float = 1.0
-    ) -> None:
+    def __init__(self, event: int, *, width: int = 128, depth: int = 3, spectral: bool = True, scale: float = 1.0) -> None:
         super().__init__()
         self.net = MLP(event, 1, width=width, depth=depth, spectral=spectral)
         self.scale = scale
@@ -72,9 +70,7 @@ class ResidualEnergy(nn.Module):
 
     def tilt_gradient(self, u: Tensor, context: ResidualContext, level: Tensor) -> Tensor:
         """Gradient of e in u, `(B, D)`: three products forward, three back."""
-        value, slope = silu_with_slope(
-            self.input_event(u) + context.hidden + self.input_level(self.level_features(level))
-        )
+        value, slope = silu_with_slope(self.input_event(u) + context.hidden + self.input_level(self.level_features(level)))
         slopes = [slope]
         for layer in self.hidden:
             value, slope = silu_with_slope(layer(value))
@@ -82,7 +78,7 @@ class ResidualEnergy(nn.Module):
         direct = F.linear(value, self.output.weight[: self.event], self.output.bias[: self.event])
         back = u @ self.output.weight[: self.event] + self.output.weight[self.event]
         for layer, slope in zip(reversed(self.hidden), reversed(slopes[1:]), strict=True):
-            back = (back * slope) @ layer.weight
+            back = (back * slope) @ cast(Tensor, layer.weight)
         return direct + (back * slopes[0]) @ self.input_event.weight
 
     def gradient(self, r: Tensor, context: ResidualContext, level: Tensor) -> Tensor:

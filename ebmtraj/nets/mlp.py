@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,7 @@ class MLP(nn.Sequential):
         """`spectral` bounds every layer's Lipschitz constant by 1; `small` starts the last layer near 0."""
         sizes = [inputs, *[width] * depth, outputs]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (a, b) in enumerate(itertools.pairwise(sizes)):
             linear = nn.Linear(a, b)
             if small and i == depth:
                 nn.init.normal_(linear.weight, std=1e-3)
@@ -46,6 +48,7 @@ class LevelFeatures(nn.Module):
         self.register_buffer("frequencies", 2.0 ** (torch.arange(count) / 2 - 1.5))
 
     def forward(self, level: Tensor) -> Tensor:
+        """Features of levels above 0."""
         phase = level.log().unsqueeze(-1) * self.frequencies
         return torch.cat((phase.sin(), phase.cos()), dim=-1)
 
@@ -76,6 +79,7 @@ class GaussianMLP(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation."""
         mean, raw = self.net(inputs).chunk(2, dim=-1)
         # smooth bounds keep the gradient alive beyond them
         log_std = self.high - F.softplus(self.high - raw)

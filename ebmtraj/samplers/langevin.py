@@ -26,9 +26,7 @@ class LangevinConfig:
     step_size: float = 0.01  # lambda of paper 000, equation 1
     noise: float | None = None  # None: proper, tied to the step; a number: the relaxed noise of the papers' code (std)
     temperature: float = 1.0  # of the proper chain: samples exp(-E / temperature)
-    scale: tuple[float, ...] | None = (
-        None  # preconditioner: a length an entry of the event, squared into step and noise
-    )
+    scale: tuple[float, ...] | None = None  # preconditioner: a length an entry of the event, squared into step and noise
     clip: float | None = None  # bound on each entry of the gradient
     ladder: Ladder | None = None  # annealed noise levels for an energy that takes a level
     backend: Literal["auto", "autograd", "analytic"] = "auto"  # analytic: the energy's own `gradient`
@@ -66,8 +64,8 @@ def langevin(
     Proper (`noise=None`): x <- x - step/2 M grad E + N(0, step T M), with M the squared `scale` (paper 000, equation 1;
     Welling and Teh 2011). Relaxed: x <- x - step M grad E + N(0, noise^2 M), the setting of the papers' code. With a
     `ladder`, each level is entered by a predictor step of the probability flow and corrected by `steps` proper steps
-    whose size grows with the level's square. `project` is applied after every step (a clamp, a unit quaternion). Where `mask`
-    (broadcastable to x) is 0, x keeps its value. Noise comes from `generator` alone.
+    whose size grows with the level's square. `project` is applied after every step (a clamp, a unit quaternion). Where
+    `mask` (broadcastable to x) is 0, x keeps its value. Noise comes from `generator` alone.
 
     Returns the last state and `Info`. Gradients never flow through the chain, and the energy's parameters stay frozen.
     Raises `EbmtrajError` for an unknown backend or `analytic` on an energy without a `gradient`.

@@ -170,7 +170,7 @@ def train(
                     state = _roll_back(fault, good, model, shares, config, guard, metrics, stage.name, device)
                     continue
                 state.seconds = time.perf_counter() - clock
-                row = {"stage": stage.name, "step": state.total, "loss": loss.item()}
+                row: dict[str, Any] = {"stage": stage.name, "step": state.total, "loss": loss.item()}
                 row |= {name: value.item() for name, value in logs.items()}
                 if validation is not None:
                     row |= {"validation": validation, "seconds": round(state.seconds, 3)}
@@ -399,9 +399,7 @@ def _load(
         return state, int(header["rows"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise EbmtrajError(
-            f"resume state {path} does not fit this run ({first}); train anew with --overwrite"
-        ) from None
+        raise EbmtrajError(f"resume state {path} does not fit this run ({first}); train anew with --overwrite") from None
 
 
 def _plan(shares: Sequence[Stage], steps: int) -> list[int]:

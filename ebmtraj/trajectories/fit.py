@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Transitions
 from ebmtraj.device import choose_device, describe, use_threads
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.runs import Run, versions, write_atomic, write_json
+from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
 from ebmtraj.training.loop import Progress, Result, TrainingConfig, steps_for, train
 from ebmtraj.trajectories.registry import make_model, model_class
 
@@ -41,7 +39,7 @@ def load_recipe(
     """
     recipe = recipes.from_recipe(TransitionRecipe, path, overrides, defaults)
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    settings = recipes.build(model_class(recipe.model).Config, recipe.network, "recipe: network")
+    settings: Any = recipes.build(model_class(recipe.model).Config, recipe.network, "recipe: network")
     return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
 
 
@@ -86,7 +84,7 @@ def train_transition(
             training = dataclasses.replace(recipe.training, steps=steps, seconds=None)
             recipe = dataclasses.replace(recipe, training=training)
         run = Run.create(path, overwrite=overwrite)
-        write_json(run.path / "versions.json", {**versions(), **describe(where)})
+        write_json(run.path / "versions.json", {**versions(), **machine(), **describe(where)})
         write_atomic(run.config, recipes.to_toml(recipe))
     result = train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress)
     return result, recipe

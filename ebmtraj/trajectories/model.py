@@ -23,9 +23,7 @@ class TransitionModel(nn.Module):
     name: ClassVar[str]
     Config: ClassVar[type]
 
-    def __init__(
-        self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: Any
-    ) -> None:
+    def __init__(self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: Any) -> None:
         super().__init__()
         self.state_fields, self.action_fields = tuple(state_fields), tuple(action_fields)
         self.actions, self.config = actions, config

@@ -23,6 +23,7 @@ MODELS: dict[str, type[TransitionModel]] = {
     "fc": FeedForwardModel,
     "gaussian": GaussianModel,
 }
+ENERGIES = ("dsm", "cd")  # the transition energies among them, by their objective
 
 
 def model_class(name: str) -> type[TransitionModel]:
@@ -30,8 +31,7 @@ def model_class(name: str) -> type[TransitionModel]:
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         raise EbmtrajError(
-            f"unknown transition model {name!r}; "
-            + (f"did you mean {close[0]}?" if close else f"use {', '.join(MODELS)}")
+            f"unknown transition model {name!r}; " + (f"did you mean {close[0]}?" if close else f"use {', '.join(MODELS)}")
         )
     return MODELS[name]
 
@@ -48,7 +48,7 @@ def make_model(
 ) -> TransitionModel:
     """A fresh model whose weights are drawn from `seed`; raises `EbmtrajError` for settings that it does not know."""
     cls = model_class(name)
-    config = build(cls.Config, network, source)
+    config: Any = build(cls.Config, network, source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return cls(state_fields, action_fields, actions=actions, config=config)
@@ -78,4 +78,3 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Transiti
     )
     load_weights(model, tensors, path)
     return model.to(device).eval(), header
-

@@ -51,7 +51,7 @@ def sample_futures(
     chunk: int = 4096,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """`samples` futures of each start, `(N, S) -> (N, samples, T+1, S)` on the CPU; memory is bounded by `chunk` rollouts."""
+    """`samples` futures of each start, `(N, S) -> (N, samples, T+1, S)` on the CPU, `chunk` rollouts at a time."""
     many = start.repeat_interleave(samples, dim=0)
     # rows of the actions are looked up, not repeated, as they can be large
     owner = torch.arange(len(start), device=start.device).repeat_interleave(samples)

@@ -143,9 +143,7 @@ class PairModel(TransitionModel):
     ) -> None:
         super().__init__(state_fields, action_fields, actions=actions, config=config)
         pair = self.context_size + (self.state_size if config.space == "state" else self.delta_size)
-        self.energy = PairEnergy(
-            pair, width=config.width, depth=config.depth, spectral=config.spectral, scale=config.scale
-        )
+        self.energy = PairEnergy(pair, width=config.width, depth=config.depth, spectral=config.spectral, scale=config.scale)
         self.buffer = ReplayBuffer(config.buffer, (pair,))
         self.register_buffer("second", torch.arange(pair) >= self.context_size, persistent=False)
 

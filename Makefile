@@ -1,0 +1,36 @@
+# `make demo` and `make test` are all that a newcomer needs; each makes .venv from constraints.txt when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: demo test slow lint lock clean
+
+demo: .venv/.ready
+	@$(BIN)/ebmtraj demo --out runs/demo --overwrite
+
+test: .venv/.ready
+	@$(BIN)/pytest -n $(WORKERS) -m "not slow"
+
+slow: .venv/.ready
+	@$(BIN)/pytest -m slow
+
+lint: .venv/.ready
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install -q -e ".[dev]"
+	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.venv/.ready: pyproject.toml constraints.txt
+	@echo "making .venv (once; a minute or two) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

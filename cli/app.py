@@ -1,0 +1,62 @@
+"""The command line: one thin file a command; every error a user can make is one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ebmtraj.cli import collect, data, demo, evaluate, rollout, train
+from ebmtraj.errors import EbmtrajError
+
+app = typer.Typer(
+    name="ebmtraj",
+    help=(
+        "Energy-based models of motion.\n\nLearn a transition energy from recorded rollouts, generate long futures from it, "
+        "and see them as numbers and pictures. Start with: ebmtraj demo"
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("collect")(collect.collect_command)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.command("rollout")(rollout.rollout_command)
+app.command("evaluate")(evaluate.evaluate_command)
+
+
+def main() -> None:
+    """Run a command; exit 0, or 2 with one line that names the bad thing and the mend (130 after Ctrl-C)."""
+    if "--debug" in sys.argv[1:]:  # a developer's switch: the traceback instead of the line
+        sys.argv.remove("--debug")
+        app(standalone_mode=False)
+        return
+    try:
+        code = app(standalone_mode=False)
+    except EbmtrajError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; run the same command with --resume to go on", 130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # what typer raises for a wrong option or value
+        if usage is not None:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context is not None else "ebmtraj"
+            _fail(f"{usage()} (see {command} --help)", 2)
+        if isinstance(error, MemoryError):
+            _fail("out of memory; use smaller numbers (--samples, --set training.batch=...)", 2)
+        _fail(f"this should not happen: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Options and output that the commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same bits.", min=0)]
+Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there; without it nothing is.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped, to the same bits.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one key of the recipe, e.g. --set training.steps=5000; repeatable.")
+]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")]
+Data = Annotated[str, typer.Option("--data", help="The store of rollouts: a folder, or any fsspec URL.")]
+
+stderr = Console(stderr=True)
+
+
+def progress() -> Progress:
+    """A progress bar with time left on stderr; silent where stderr is not a terminal."""
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=stderr,
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+
+
+def print_json(value: Any) -> None:
+    """The one object on stdout."""
+    print(json.dumps(value, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """A line for a person, on stderr."""
+    stderr.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,115 @@
+"""`ebmtraj evaluate`: runs against held-out episodes, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ebmtraj.cli.common import Data, Device, Json, Overwrite, Seed, print_json, progress, say, stderr
+
+
+def evaluate_command(
+    runs: Annotated[list[Path], typer.Argument(help="One trained run, or several to compare.")],
+    data: Data,
+    steps: Annotated[int, typer.Option(help="Control steps of each rollout.", min=1)] = 100,
+    samples: Annotated[int, typer.Option(help="Futures of each start (the energy score needs two).", min=1)] = 4,
+    starts: Annotated[int | None, typer.Option(help="Held-out episodes to start from. [default: all]", min=4)] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    pictures: Annotated[Path | None, typer.Option(help="Folder for a figure, a strip and a GIF of all runs.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.", min=0)] = 0,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Measure rollouts of one run, or of several side by side, against held-out episodes.
+
+    Every number of a run goes to its results.json: the Frechet distance of the z-scored state over time and its mean over
+    steps 1..T, its floor (as many other true episodes), the energy score and more.
+
+    Example: ebmtraj evaluate runs/hand runs/fc --data hand.zarr --pictures figures
+    """
+    from ebmtraj.datasets.store import Store
+    from ebmtraj.device import choose_device, use_threads
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.assess import Assessment, assess
+    from ebmtraj.runs import write_json
+
+    where = choose_device(device)
+    use_threads(threads)
+    for run in runs:
+        if (run / "results.json").exists() and not overwrite:
+            raise EbmtrajError(f"{run / 'results.json'} exists; give --overwrite to measure again")
+    names = _names(runs)
+    store = Store.open(data)
+    done: dict[str, Assessment] = {}
+    with progress() as bar:
+        for name, run in names.items():
+            task = bar.add_task(f"rolling out {name}", total=None, note="steps")
+            done[name] = assess(
+                run,
+                store,
+                steps=steps,
+                samples=samples,
+                starts=starts,
+                split=split,
+                seed=seed,
+                device=where,
+                on_step=lambda n, total, task=task: bar.update(task, completed=n, total=total),  # type: ignore[misc]
+            )
+            write_json(run / "results.json", done[name].results)
+    results: dict[str, Any] = {name: a.results for name, a in done.items()}
+    output = next(iter(results.values())) if len(results) == 1 else {"runs": results}
+    if pictures is not None:
+        output["pictures"], output["pictures_missing"] = _draw(done, store, pictures)
+    if json_:
+        print_json(output)
+        return
+    _show(results)
+    for path in output.get("pictures", []):
+        say(f"wrote {path}")
+    if output.get("pictures_missing"):
+        say(f"no pictures of the hand: {output['pictures_missing']}")
+
+
+def _names(runs: list[Path]) -> dict[str, Path]:
+    """A short name for each run: its folder's, or the whole path where two folders are named alike."""
+    short = [run.resolve().name for run in runs]
+    return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
+
+
+def _show(results: dict[str, Any]) -> None:
+    from ebmtraj.report.tables import evaluation_table, metrics_by_model, rich_table
+
+    if len(results) == 1:
+        name, result = next(iter(results.items()))
+        stderr.print(evaluation_table(result, name))
+        return
+    wanted = ["frechet", "frechet_changes", "energy_score", "diversity", "limit_violation"]
+    rows = metrics_by_model(results, wanted)
+    first = next(iter(results.values()))
+    rows["frechet"]["floor"], rows["frechet_changes"]["floor"] = first["floor"], first["floor_changes"]
+    stderr.print(rich_table(rows, f"{first['starts']} held-out episodes x {first['steps']} steps"))
+
+
+def _draw(done: dict[str, Any], store: Any, folder: Path) -> tuple[list[str], str | None]:
+    """Figure, strip and GIF; where nothing can be rendered, the figure alone and why."""
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.figures import frechet_figure
+    from ebmtraj.report.video import gif, strip
+
+    first = next(iter(done.values()))
+    curves = {name: a.results["frechet_over_time"] for name, a in done.items()}
+    curves["floor"] = first.results["floor_over_time"]
+    kind = "action_conditional" if first.results["actions"] else "unconditional"
+    paths = [str(frechet_figure({kind: curves}, folder / "frechet.png", store.control_timestep))]
+    rows = {"truth": first.truth[0], **{name: a.samples[0, 0] for name, a in done.items()}}
+    env, missing = store.info()["env"], None
+    try:
+        paths.append(str(strip(rows, env, folder / "strip.png", control_timestep=store.control_timestep)))
+        paths.append(str(gif(rows, env, folder / "rollouts.gif", control_timestep=store.control_timestep)))
+    except EbmtrajError as error:
+        missing = str(error)
+    return paths, missing

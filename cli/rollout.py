@@ -1,0 +1,83 @@
+"""`ebmtraj rollout`: many futures from recorded states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ebmtraj.cli.common import Data, Device, Json, Overwrite, Seed, print_json, progress, say
+
+
+def rollout_command(
+    run: Annotated[Path, typer.Argument(help="A trained run.")],
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="The npz to write. [default: RUN/samples/rollouts.npz]")] = None,
+    steps: Annotated[int, typer.Option(help="Control steps of each future.", min=1)] = 100,
+    samples: Annotated[int, typer.Option(help="Futures of each start.", min=1)] = 4,
+    starts: Annotated[int | None, typer.Option(help="Starts to take, from the first. [default: all]", min=1)] = None,
+    split: Annotated[str, typer.Option(help="Where starts come from: train, validation or test.")] = "test",
+    gif: Annotated[Path | None, typer.Option(help="Also render the first start's truth and futures as a GIF.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Generate many futures from recorded states.
+
+    The npz holds `states` (starts, samples, T+1, S), `truth` (starts, T+1, S), `actions` (starts, T, A) and `episodes`
+    (starts,). A model with actions follows the recorded ones.
+
+    Example: ebmtraj rollout runs/hand --data hand.zarr --steps 100 --samples 4 --out futures.npz
+    """
+    import io
+
+    import numpy as np
+
+    from ebmtraj.datasets.store import Store
+    from ebmtraj.datasets.windows import trajectories
+    from ebmtraj.device import choose_device, generator
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.assess import load_run
+    from ebmtraj.report.video import gif as write_gif
+    from ebmtraj.runs import write_atomic
+    from ebmtraj.trajectories.rollout import sample_futures
+
+    where = choose_device(device)
+    target = out or run / "samples" / "rollouts.npz"
+    for path in (target, gif):
+        if path is not None and path.exists() and not overwrite:
+            raise EbmtrajError(f"{path} exists; give another path or --overwrite")
+    store = Store.open(data)
+    model, _ = load_run(run, store, where)
+    truth = trajectories(store, split, steps, limit=starts, device=where)
+    with progress() as bar:
+        task = bar.add_task("rolling out", total=None, note="steps")
+        states = sample_futures(
+            model,
+            truth.states[:, 0],
+            steps,
+            samples,
+            actions=truth.actions if model.actions else None,
+            generator=generator(seed, where),
+            on_step=lambda done, total: bar.update(task, completed=done, total=total),
+        ).numpy()
+    if not np.isfinite(states).all():
+        raise EbmtrajError(f"run {run}: rollouts are not finite; the model diverged, train it again")
+    true_states = truth.states.cpu().numpy()
+    content = io.BytesIO()
+    np.savez_compressed(
+        content, states=states, truth=true_states, actions=truth.actions.cpu().numpy(), episodes=truth.episodes
+    )
+    write_atomic(target, content.getvalue())
+    facts = {"run": str(run), "out": str(target), "starts": len(states), "samples": samples, "steps": steps, "seed": seed}
+    facts |= {"shape": list(states.shape)}
+    if gif is not None:
+        rows = {"truth": true_states[0], **{f"future {i + 1}": states[0, i] for i in range(min(samples, 4))}}
+        write_gif(rows, store.info()["env"], gif, control_timestep=store.control_timestep)
+        facts["gif"] = str(gif)
+    if json_:
+        print_json(facts)
+        return
+    say(f"{target}: {len(states)} starts x {samples} futures x {steps} steps" + (f"; {gif}" if gif else ""))

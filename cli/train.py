@@ -1,0 +1,102 @@
+"""`ebmtraj train`: learn a model from a store into a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ebmtraj.cli.common import Data, Device, Json, Overwrite, Recipe, Resume, Set, print_json, progress, say
+
+app = typer.Typer(help="Learn a model from a store into a run directory.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `transition` a command of its own beside those to come."""
+
+
+@app.command("transition")
+def transition(
+    data: Data,
+    run: Annotated[Path, typer.Option("--run", help="The run directory to make.")],
+    objective: Annotated[
+        str | None,
+        typer.Option(help="Of the energy: dsm (base + energy by score matching, the default) or cd (the paper's)."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="energy, or a baseline: fc, gaussian.")] = None,
+    actions: Annotated[
+        bool | None, typer.Option("--actions/--no-actions", help="Learn E(s, a, s') instead of E(s, s').")
+    ] = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0)] = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn a transition energy (or a baseline) from a store.
+
+    The budget is in optimiser steps, so that a run reproduces to the bit: --set training.steps=20000. With --set
+    training.seconds=60 the steps that fit are measured first and written into the run's config.toml. A killed run goes on
+    with --resume and ends in the same bits as one that was not (CPU).
+
+    Example: ebmtraj train transition --data hand.zarr --run runs/hand --set training.steps=8000
+    """
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.training.loop import Progress
+    from ebmtraj.trajectories.fit import load_recipe, train_transition
+    from ebmtraj.trajectories.registry import ENERGIES, MODELS
+
+    if objective is not None and objective not in ENERGIES:
+        raise EbmtrajError(f"unknown objective {objective!r}; use one of {', '.join(ENERGIES)}")
+    if model == "energy":
+        model = objective or "dsm"
+    elif model is not None and objective is not None:
+        raise EbmtrajError(f"--objective {objective} is for energies; drop it with --model {model}")
+    if model is not None and model not in MODELS:
+        raise EbmtrajError(
+            f"unknown model {model!r}; use one of energy, {', '.join(m for m in MODELS if m not in ENERGIES)}"
+        )
+    overrides = [*(set_ or []), *([f"training.seed={seed}"] if seed is not None else [])]
+    settings = load_recipe(recipe, overrides, {"model": model or objective, "actions": actions, "data": data})
+
+    def note(p: Progress) -> str:
+        return f"{p.stage} loss {p.loss:.4f}" + ("" if p.validation is None else f" validation {p.validation:.4f}")
+
+    with progress() as bar:
+        task = bar.add_task(f"training {settings.model}", total=settings.training.steps, note="")
+        result, settings = train_transition(
+            settings,
+            run,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=lambda p: bar.update(
+                task,
+                completed=p.step,
+                total=p.steps,
+                note=f"{p.stage} loss {p.loss:.4f}"
+                + (f" validation {p.validation:.4f}" if p.validation is not None else ""),
+            ),
+        )
+    checkpoint = run / "checkpoints" / "best.safetensors"
+    if json_:
+        print_json(
+            {
+                "run": str(run),
+                "model": settings.model,
+                "actions": settings.actions,
+                "steps": result.steps,
+                "seconds": round(result.seconds, 2),
+                "validation": result.validation,
+                "rollbacks": result.rollbacks,
+                "checkpoint": str(checkpoint),
+            }
+        )
+        return
+    back = f", {result.rollbacks} roll-backs after divergence" if result.rollbacks else ""
+    say(f"{run}: {result.steps} steps in {result.seconds:.0f} s{back}, validation {result.validation:.4f}, {checkpoint}")
+    say(f"next: ebmtraj evaluate {run} --data {data}")

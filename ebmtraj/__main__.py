@@ -1,0 +1,5 @@
+"""`python -m ebmtraj` is `ebmtraj`."""
+
+from ebmtraj.cli.app import main
+
+main()
