@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test slow lint lock clean
+.PHONY: demo test slow results tables lint lock clean
 
 demo: .venv/.ready
 	@$(BIN)/ebmtraj demo --out runs/demo --overwrite
@@ -14,10 +14,17 @@ test: .venv/.ready
 slow: .venv/.ready
 	@$(BIN)/pytest -m slow
 
+results: demo
+	@$(BIN)/python docs/make_tables.py --from runs/demo
+
+tables: .venv/.ready
+	@$(BIN)/python docs/make_tables.py
+
 lint: .venv/.ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python docs/make_tables.py --check
 
 lock:
 	rm -rf .venv-lock
@@ -32,5 +39,5 @@ clean:
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "making .venv (once; a minute or two) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

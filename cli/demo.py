@@ -137,8 +137,8 @@ def _show(results: dict[str, Any]) -> None:
     caption = (
         f"Fréchet distance to {results['starts']} held-out episodes, mean over {results['steps']} steps (lower is better)"
     )
-    stderr.print()
-    stderr.print(rich_table(results["frechet"], caption))
+    say(f"\n{caption}")
+    stderr.print(rich_table(results["frechet"]))
     if results["pictures_missing"]:
         say(f"no pictures of the hand: {results['pictures_missing']}")
     for label, path in (("figure", results["figure"]), *(("picture", p) for p in results["pictures"])):

@@ -91,7 +91,8 @@ def _show(results: dict[str, Any]) -> None:
     rows = metrics_by_model(results, wanted)
     first = next(iter(results.values()))
     rows["frechet"]["floor"], rows["frechet_changes"]["floor"] = first["floor"], first["floor_changes"]
-    stderr.print(rich_table(rows, f"{first['starts']} held-out episodes x {first['steps']} steps"))
+    say(f"{first['starts']} held-out episodes x {first['steps']} steps")
+    stderr.print(rich_table(rows))
 
 
 def _draw(done: dict[str, Any], store: Any, folder: Path) -> tuple[list[str], str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -72,6 +73,7 @@ def build(cls: type[Config], values: Mapping[str, Any], source: str = "recipe") 
     Raises `EbmtrajError` that names the first unknown key, wrong type or value out of range.
     """
     _refuse_unknown(cls, values, (), source)
+    _refuse_infinite(values, (), source)
     try:
         adapter: TypeAdapter[Config] = _adapter(cls)  # type: ignore[arg-type]
         return adapter.validate_json(json.dumps(values), strict=True)
@@ -112,6 +114,17 @@ def _refuse_unknown(cls: Any, values: Mapping[str, Any], path: tuple[str, ...], 
         for inner in _dataclasses_in(known[key]):
             if isinstance(value, Mapping):
                 _refuse_unknown(inner, value, (*path, key), source)
+
+
+def _refuse_infinite(value: Any, path: tuple[str, ...], source: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_infinite(inner, (*path, str(key)), source)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_infinite(inner, path, source)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise EbmtrajError(f"{source}: {'.'.join(path)} = {value}: a number must be finite")
 
 
 def _dataclasses_in(hint: Any) -> list[Any]:

@@ -92,11 +92,12 @@ class Run:
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise EbmtrajError(f"{path} is not a folder; choose another --run")
         if path.exists() and any(path.iterdir()):
-            if not run.config.exists():
+            if run.config.exists():
+                if not overwrite:
+                    raise EbmtrajError(f"run {path} exists; use --resume to go on with it or --overwrite to replace it")
+                shutil.rmtree(path)
+            elif not run._is_bare():
                 raise EbmtrajError(f"{path} holds files, but is not a run; choose another --run")
-            if not overwrite:
-                raise EbmtrajError(f"run {path} exists; use --resume to go on with it or --overwrite to replace it")
-            shutil.rmtree(path)
         try:
             for folder in (run.checkpoints, run.samples, run.figures):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +115,17 @@ class Run:
             raise EbmtrajError(f"{path} is not a run: it has no config.toml")
         return run
 
+    def _is_bare(self) -> bool:
+        """Whether all that is here is what a run that was killed before it wrote its recipe leaves."""
+        made = {self.checkpoints, self.samples, self.figures}
+        half_written = (".versions.json.", ".config.toml.")  # names of `write_atomic`'s temporary files
+        return all(
+            entry.name == "versions.json"
+            or entry.name.startswith(half_written)
+            or (entry in made and not any(entry.iterdir()))
+            for entry in self.path.iterdir()
+        )
+
     @property
     def config(self) -> Path:
         """The recipe, written once."""
@@ -126,7 +138,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of `best.safetensors`, `last.safetensors` and the resume state."""
+        """Folder of `best.safetensors`, the weights to use, and `resume.safetensors`."""
         return self.path / "checkpoints"
 
     @property

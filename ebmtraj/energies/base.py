@@ -1,8 +1,7 @@
-"""The contract of an energy, and the registry that its test walks."""
+"""The contract of an energy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -18,6 +17,3 @@ class Energy(Protocol):
     def __call__(self, x: Tensor, context: Any, level: Tensor | None = None) -> Tensor:
         """Energies `(B,)`."""
         ...
-
-
-EnergyFactory = Callable[[int, int], Energy]  # (size of the event, size of the context) -> energy

@@ -9,17 +9,18 @@ from torch import Tensor
 
 
 class ReplayBuffer:
-    """A ring of at most `capacity` events, kept on one device; everything random comes from the given generator."""
+    """A ring of at most `capacity` events on the device of its samples; its randomness comes from the given generator."""
 
-    def __init__(self, capacity: int, event: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, capacity: int, event: Sequence[int]) -> None:
         self.capacity = capacity
-        self.items = torch.zeros((capacity, *event), device=device)
+        self.items = torch.zeros((capacity, *event))
         self.count = 0  # how many places hold a sample
         self.place = 0  # where the next one goes
 
     def push(self, samples: Tensor) -> None:
         """Add samples `(B, *event)`, the newest in place of the oldest."""
         samples = samples.detach()[-self.capacity :]
+        self.items = self.items.to(samples.device)
         index = (self.place + torch.arange(len(samples), device=self.items.device)) % self.capacity
         self.items[index] = samples
         self.place = (self.place + len(samples)) % self.capacity
@@ -40,5 +41,5 @@ class ReplayBuffer:
 
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
         """The inverse of `state`."""
-        self.items.copy_(tensors["items"])
+        self.items = self.items.to(tensors["items"].device).copy_(tensors["items"])
         self.count, self.place = numbers["count"], numbers["place"]

@@ -38,6 +38,10 @@ class LangevinConfig:
                 f"sampler: steps = {self.steps}, step_size = {self.step_size}, temperature = {self.temperature}, "
                 f"noise = {self.noise}; steps, temperature and noise must be >= 0 and step_size > 0"
             )
+        if (self.clip is not None and self.clip <= 0) or (self.scale is not None and min(self.scale, default=1.0) <= 0):
+            raise EbmtrajError(f"sampler: clip = {self.clip}, scale = {self.scale}; both must be above 0")
+        if self.ladder is not None and self.noise is not None:
+            raise EbmtrajError(f"sampler: noise = {self.noise} does not go with a ladder, whose steps set their own noise")
 
 
 class Info(NamedTuple):
@@ -82,6 +86,8 @@ def langevin(
 
     def slope(x: Tensor, level: Tensor | None) -> Tensor:
         g = gradient(x, context) if level is None else gradient(x, context, level)
+        if mask is not None:
+            g = torch.where(mask.bool(), g, 0.0)  # so that the predictor's trial point holds the same values, too
         return g if config.clip is None else g.clamp(-config.clip, config.clip)
 
     def step(x: Tensor, level: Tensor | None, growth: Tensor | float) -> Tensor:
@@ -148,7 +154,7 @@ def frozen(energy: Energy) -> Iterator[None]:
         yield
         return
     trainable = [p for p in energy.parameters() if p.requires_grad]
-    training = energy.training
+    modes = [(module, module.training) for module in energy.modules()]
     for p in trainable:
         p.requires_grad_(False)
     energy.eval()  # no power iteration inside the chain
@@ -158,12 +164,13 @@ def frozen(energy: Energy) -> Iterator[None]:
     finally:
         for p in trainable:
             p.requires_grad_(True)
-        energy.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _scale_for(x: Tensor, scale: tuple[float, ...] | None) -> Tensor:
     if scale is None:
         return torch.ones((), dtype=x.dtype, device=x.device)
-    if x[0].numel() != len(scale):
-        raise EbmtrajError(f"sampler: scale has {len(scale)} entries for an event of {x[0].numel()}")
+    if x.shape[1:].numel() != len(scale):
+        raise EbmtrajError(f"sampler: scale has {len(scale)} entries for an event of {x.shape[1:].numel()}")
     return torch.tensor(scale, dtype=x.dtype, device=x.device).view(x.shape[1:])

@@ -171,7 +171,7 @@ def train(
                     continue
                 state.seconds = time.perf_counter() - clock
                 row: dict[str, Any] = {"stage": stage.name, "step": state.total, "loss": loss.item()}
-                row |= {name: value.item() for name, value in logs.items()}
+                row |= {name: value.item() for name, value in logs.items() if name != "validation"}  # that of the batch
                 if validation is not None:
                     row |= {"validation": validation, "seconds": round(state.seconds, 3)}
                 metrics.write(row)
@@ -186,6 +186,7 @@ def train(
     finally:
         metrics.close()
 
+    model.eval()
     header = model.header()  # type: ignore[operator]
     seconds = time.perf_counter() - clock
     facts = {"steps": state.total, "validation": state.best_loss, "seconds": round(seconds, 3)}

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.windows import Batch
+from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import MLP, GaussianMLP
 from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import gaussian_nll
-from ebmtraj.trajectories.model import TransitionModel
+from ebmtraj.trajectories.model import TransitionModel, check_network
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class FeedForwardConfig:
     spectral: bool = True  # "to prevent multi-step explosion"
     space: Literal["state", "delta"] = "state"  # predict the next state (the paper) or the increment to it
     matrices: bool = False  # see quaternions as rotation matrices
+
+    def __post_init__(self) -> None:
+        check_network(self.width, self.depth)
 
 
 class FeedForwardModel(TransitionModel):
@@ -73,6 +77,13 @@ class GaussianConfig:
     low: float = -5.0  # bounds of the log standard deviation
     high: float = 2.0
     whiten: bool = False
+
+    def __post_init__(self) -> None:
+        check_network(self.width, self.depth)
+        if self.low >= self.high or self.beta < 0:
+            raise EbmtrajError(
+                f"network: low = {self.low}, high = {self.high}, beta = {self.beta}; it needs low < high and beta >= 0"
+            )
 
 
 class GaussianModel(TransitionModel):

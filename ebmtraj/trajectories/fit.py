@@ -39,7 +39,10 @@ def load_recipe(
     """
     recipe = recipes.from_recipe(TransitionRecipe, path, overrides, defaults)
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    settings: Any = recipes.build(model_class(recipe.model).Config, recipe.network, "recipe: network")
+    config: Any = model_class(recipe.model).Config
+    # on top of the model's own defaults, so that one setting of its sampler leaves the others as they are
+    network = recipes.merge(recipes.to_plain(dataclasses.asdict(config())), recipe.network)
+    settings: Any = recipes.build(config, network, "recipe: network")
     return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
 
 

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ebmtraj.datasets.windows import Normaliser, Transitions
+from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.training.loop import Stage
+
+
+def check_network(width: int, depth: int) -> None:
+    """Raise `EbmtrajError` for sizes that make no network."""
+    if width < 1 or depth < 1:
+        raise EbmtrajError(f"network: width = {width}, depth = {depth}; both must be at least 1")
 
 
 class TransitionModel(nn.Module):
@@ -52,7 +59,7 @@ class TransitionModel(nn.Module):
         raise NotImplementedError
 
     def header(self) -> dict[str, Any]:
-        """What a checkpoint must say so that `build` gives this model back."""
+        """What a checkpoint must say so that `load_model` gives this model back."""
         return {
             "kind": "transition",
             "model": self.name,

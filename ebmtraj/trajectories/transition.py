@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ebmtraj.datasets.windows import Batch, Transitions
 from ebmtraj.energies.transition import PairEnergy, TiltedTransition
+from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.buffer import ReplayBuffer
@@ -23,7 +24,7 @@ from ebmtraj.training.losses import (
     denoising_score_matching,
     gaussian_nll,
 )
-from ebmtraj.trajectories.model import TransitionModel
+from ebmtraj.trajectories.model import TransitionModel, check_network
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ class TiltedConfig:
     whiten: bool = False  # decorrelate the increments first
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=Ladder()))
+
+    def __post_init__(self) -> None:
+        check_network(self.width, self.depth)
+        if not 0 < self.base_share < 1 or not 0 <= self.mildness <= 1 or self.bound <= 0 or self.beta < 0:
+            raise EbmtrajError(
+                f"network: base_share = {self.base_share}, mildness = {self.mildness}, bound = {self.bound}, "
+                f"beta = {self.beta}; it needs 0 < base_share < 1, 0 <= mildness <= 1, bound > 0 and beta >= 0"
+            )
+        if self.sampler.ladder is None:
+            raise EbmtrajError("network.sampler: model dsm is sampled down a noise ladder; set network.sampler.ladder")
 
 
 class TiltedModel(TransitionModel):
@@ -129,6 +140,19 @@ class PairConfig:
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=20, step_size=0.05))
     rollout_steps: int = 40  # Langevin steps that draw the next state once trained
 
+    def __post_init__(self) -> None:
+        check_network(self.width, self.depth)
+        if self.buffer < 1 or not 0 <= self.keep <= 1 or self.reach <= 0 or self.rollout_steps < 0 or self.alpha < 0:
+            raise EbmtrajError(
+                f"network: buffer = {self.buffer}, keep = {self.keep}, reach = {self.reach}, alpha = {self.alpha}, "
+                f"rollout_steps = {self.rollout_steps}; it needs buffer >= 1, 0 <= keep <= 1, reach > 0, alpha >= 0 and "
+                "rollout_steps >= 0"
+            )
+        if not 0 <= self.beta1 < 1:
+            raise EbmtrajError(f"network.beta1 = {self.beta1}; it needs 0 <= beta1 < 1")
+        if self.sampler.ladder is not None:
+            raise EbmtrajError("network.sampler.ladder: model cd's energy has no noise levels; drop the ladder")
+
 
 class PairModel(TransitionModel):
     """Objective `cd`: the paper's energy and algorithm."""
@@ -171,6 +195,9 @@ class PairModel(TransitionModel):
 
     def _loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         positive = self.pair(batch.state, batch.action, batch.next_state)
+        if not self.training:  # the loss says nothing of sample quality: judge by fresh chains
+            score = self._energy_score(batch, positive, generator)
+            return score, {"validation": score}
         noise = torch.empty_like(positive).uniform_(-self.config.reach, self.config.reach, generator=generator)
         start = self.buffer.start(noise, generator, self.config.keep)
         mask = None
@@ -179,16 +206,12 @@ class PairModel(TransitionModel):
         negative, _ = langevin(
             self.energy, start, self.config.sampler, project=self._project, mask=mask, generator=generator
         )
-        if self.training:
-            self.buffer.push(negative)
-        loss, logs = contrastive_divergence(self.energy, positive, negative, self.config.alpha)
-        # the loss says nothing of sample quality: judge by the energy score of fresh chains (Gneiting and Raftery 2007)
-        if not self.training:
-            logs["validation"] = self._energy_score(batch, positive, generator)
-        return loss, logs
+        self.buffer.push(negative)
+        return contrastive_divergence(self.energy, positive, negative, self.config.alpha)
 
     @torch.no_grad()
     def _energy_score(self, batch: Batch, positive: Tensor, generator: torch.Generator, most: int = 1024) -> Tensor:
+        """Energy score of two draws a transition (Gneiting and Raftery 2007), `()`."""
         state = batch.state[:most]
         action = None if batch.action is None else batch.action[:most]
         a, b = (self._draw(state, action, generator)[:, self.second] for _ in range(2))

@@ -1,0 +1,138 @@
+"""Increments against scipy's rotations, and against their own inverse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from ebmtraj.datasets import coordinates as c
+from ebmtraj.fields import Field
+
+FIELDS = (Field("joint", 2, "angle"), Field("cube", 3, "position"), Field("turn", 4, "quaternion"), Field("speed", 2))
+INCREMENTS = c.Increments(FIELDS)
+
+
+def unit_quaternions(count: int, seed: int = 0) -> Tensor:
+    q = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return q / q.norm(dim=-1, keepdim=True)
+
+
+def scipy_rotation(q: Tensor) -> Rotation:
+    return Rotation.from_quat(q[..., [1, 2, 3, 0]].numpy())
+
+
+def random_states(count: int, seed: int = 0) -> Tensor:
+    noise = torch.Generator().manual_seed(seed)
+    plain = torch.randn(count, 11, generator=noise, dtype=torch.float64)
+    plain[:, :2] = (2 * torch.rand(count, 2, generator=noise, dtype=torch.float64) - 1) * torch.pi
+    plain[:, 5:9] = unit_quaternions(count, seed + 1)
+    return plain
+
+
+def test_quaternions_agree_with_scipy() -> None:
+    p, q = unit_quaternions(500, 1), unit_quaternions(500, 2)
+    product = scipy_rotation(p) * scipy_rotation(q)
+    np.testing.assert_allclose(scipy_rotation(c.quaternion_multiply(p, q)).as_matrix(), product.as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(c.rotation_matrix(p).reshape(-1, 3, 3), scipy_rotation(p).as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(c.rotation_matrix(-p), c.rotation_matrix(p), atol=0)
+    np.testing.assert_allclose(c.quaternion_log(p), scipy_rotation(p).as_rotvec(), atol=1e-9)
+    np.testing.assert_allclose(c.quaternion_log(-p), scipy_rotation(p).as_rotvec(), atol=1e-9)
+    vectors = 2 * torch.randn(500, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    np.testing.assert_allclose(
+        scipy_rotation(c.quaternion_exp(vectors)).as_matrix(), Rotation.from_rotvec(vectors.numpy()).as_matrix(), atol=1e-12
+    )
+    inverse = c.quaternion_multiply(p, c.quaternion_conjugate(p))
+    np.testing.assert_allclose(inverse, [[1, 0, 0, 0]] * 500, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exp_and_log_are_inverse_at_every_angle(dtype: torch.dtype) -> None:
+    axis = torch.tensor([0.6, -0.48, 0.64], dtype=dtype)
+    for angle in (0.0, 1e-30, 1e-9, 1e-7, 1e-5, 1e-3, 0.1, 1.0, 3.0, math.pi - 1e-3):
+        turned = c.quaternion_log(c.quaternion_exp(axis * angle))
+        torch.testing.assert_close(turned, axis * angle, rtol=2e-6 if dtype == torch.float32 else 1e-9, atol=1e-12)
+    assert c.quaternion_log(c.quaternion_exp(axis * math.pi)).norm().item() == pytest.approx(math.pi, abs=1e-5)
+    beyond = c.quaternion_log(c.quaternion_exp(axis * 4.0))  # the shorter way round
+    torch.testing.assert_close(beyond, axis * (4.0 - 2 * math.pi), rtol=1e-5, atol=1e-5)
+
+
+def test_a_turn_is_seen_in_the_world_frame() -> None:
+    """Turning both states by one rotation from the left turns the increment by it, and from the right leaves it alone."""
+    a, b, world, body = (unit_quaternions(200, seed) for seed in (1, 2, 3, 4))
+    turning = c.Increments((Field("turn", 4, "quaternion"),))
+    increment = turning.between(a, b)
+    left = turning.between(c.quaternion_multiply(world, a), c.quaternion_multiply(world, b))
+    np.testing.assert_allclose(left, scipy_rotation(world).apply(increment.numpy()), atol=1e-9)
+    right = turning.between(c.quaternion_multiply(a, body), c.quaternion_multiply(b, body))
+    np.testing.assert_allclose(right, increment, atol=1e-9)
+    quarter = torch.tensor([0.0, 0.0, math.pi / 2], dtype=torch.float64)
+    start = c.quaternion_exp(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    np.testing.assert_allclose(turning.between(start, turning.apply(start, quarter)), quarter, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([torch.float32, torch.float64]))
+def test_apply_is_the_inverse_of_between(seed: int, dtype: torch.dtype) -> None:
+    a, b = random_states(16, seed).to(dtype), random_states(16, seed + 7).to(dtype)
+    tolerance = 5e-5 if dtype == torch.float32 else 1e-9
+    d = INCREMENTS.between(a, b)
+    assert d.shape == (16, 10)
+    assert d[:, :2].abs().max() <= math.pi + 1e-6
+    assert d[:, 5:8].norm(dim=-1).max() <= math.pi + 1e-6
+    back = INCREMENTS.apply(a, d)
+    torch.testing.assert_close(back[:, 5:9].norm(dim=-1), torch.ones(16, dtype=dtype), rtol=0, atol=1e-6)
+    torch.testing.assert_close(INCREMENTS.features(back)[:, 2:], INCREMENTS.features(b)[:, 2:], rtol=0, atol=tolerance)
+    wrapped = torch.remainder(back[:, :2] - b[:, :2] + 1, 2 * math.pi) - 1  # equal as angles
+    torch.testing.assert_close(wrapped, torch.zeros_like(wrapped), rtol=0, atol=tolerance)
+    again = INCREMENTS.between(a, INCREMENTS.apply(a, 0.3 * d))
+    torch.testing.assert_close(again, 0.3 * d, rtol=0, atol=tolerance)
+
+
+def test_angles_wrap() -> None:
+    turning = c.Increments((Field("joint", 1, "angle"),))
+    a, b = torch.tensor([[3.0]]), torch.tensor([[-3.0]])
+    assert turning.between(a, b).item() == pytest.approx(2 * math.pi - 6, abs=1e-6)
+    assert turning.between(b, a).item() == pytest.approx(6 - 2 * math.pi, abs=1e-6)
+    assert turning.between(a, a + 8 * math.pi).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_the_sign_of_an_applied_turn_is_continuous() -> None:
+    """Two full turns in small steps: never a jump, and q comes home by way of -q."""
+    turning = c.Increments((Field("turn", 4, "quaternion"),))
+    start = unit_quaternions(8, 5)
+    step = torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    step = step / step.norm(dim=-1, keepdim=True) * (2 * math.pi / 100)
+    q, path = start, []
+    for _ in range(200):
+        ahead = turning.apply(q, step)
+        assert ((ahead * q).sum(-1) > 0.99).all()
+        path.append(q := ahead)
+    torch.testing.assert_close(path[99], -start, rtol=0, atol=1e-9)
+    torch.testing.assert_close(path[199], start, rtol=0, atol=1e-9)
+
+
+def test_project() -> None:
+    state = random_states(6)
+    loose = state.clone()
+    loose[:, 5:9] *= torch.tensor([1.0, -1.0, 3.0, -0.2, 0.0, 1e-9], dtype=torch.float64).unsqueeze(-1)
+    unit = INCREMENTS.project(loose)
+    torch.testing.assert_close(unit[:, 5:9].norm(dim=-1), torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(unit[4:, 5:9], torch.tensor([[1.0, 0, 0, 0]] * 2, dtype=torch.float64))
+    assert unit[:, :5].equal(loose[:, :5])
+    assert unit[:, 9:].equal(loose[:, 9:])
+    signed = INCREMENTS.project(loose[:4], state[:4])
+    torch.testing.assert_close(signed, state[:4])
+
+
+def test_names_and_sizes() -> None:
+    assert (INCREMENTS.state_size, INCREMENTS.size, INCREMENTS.feature_size) == (11, 10, 16)
+    names = INCREMENTS.names()
+    assert len(names) == len(set(names)) == 10
+    assert names[5:8] == ["turn.x", "turn.y", "turn.z"]

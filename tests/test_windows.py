@@ -1,0 +1,188 @@
+"""Transitions never cross an episode, splits never share one, and normalised means zero mean and unit spread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ebmtraj.datasets.store import EpisodeBlock, Store, StoreRecipe, StoreWriter
+from ebmtraj.datasets.windows import SPLITS, Normaliser, Transitions, trajectories
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field
+
+STATE = (Field("episode", 1), Field("t", 1), Field("joint", 2, "angle"), Field("turn", 4, "quaternion"), Field("still", 1))
+ACTION = (Field("mark", 2),)
+
+
+def plant(path: Path, lengths: list[int]) -> Store:
+    """Episodes whose rows say which episode and time they are; the action says so, too."""
+    recipe = StoreRecipe(
+        env="planted", control_timestep=0.1, state_fields=STATE, action_fields=ACTION, policy={"name": "none"}
+    )
+    states, actions = [], []
+    rng = np.random.default_rng(0)
+    for episode, length in enumerate(lengths):
+        t = np.arange(length + 1)
+        q = rng.normal(size=(length + 1, 4))
+        q /= np.linalg.norm(q, axis=1, keepdims=True)
+        joints = np.cumsum(rng.normal(size=(length + 1, 2)) @ [[0.3, 0.2], [0.0, 0.05]], 0)
+        states.append(np.column_stack((np.full(length + 1, episode), t, joints, q, np.full(length + 1, 0.5))))
+        actions.append(np.column_stack((np.full(length, episode), t[:-1])))
+    writer = StoreWriter.create(path, recipe)
+    size = np.array(lengths)
+    numbers = np.arange(len(lengths), dtype=np.uint64)
+    writer.append_block(
+        EpisodeBlock(np.concatenate(states), np.concatenate(actions), size, numbers, np.zeros(len(size), bool))
+    )
+    return writer.finish()
+
+
+LENGTHS = [1, 7, 3, 12, 1, 5, 9, 2, 2, 8, 4, 1, 6, 11, 3, 3, 1, 10, 2, 5]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return plant(tmp_path_factory.mktemp("planted") / "s.zarr", LENGTHS)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_transition_crosses_an_episode(store: Store, split: str) -> None:
+    data = Transitions.load(store, split, actions=True)
+    batch = data.at(torch.arange(len(data)))
+    assert batch.action is not None
+    assert batch.state[:, 0].equal(batch.next_state[:, 0])  # same episode
+    assert (batch.state[:, 1] + 1).equal(batch.next_state[:, 1])  # next time
+    assert batch.action.equal(batch.state[:, :2])  # the action taken there
+    seen = {(int(e), int(t)) for e, t in batch.state[:, :2].tolist()}
+    assert seen == {(int(e), t) for e in store.split(split) for t in range(LENGTHS[e])}
+    assert len(seen) == len(data)
+
+
+def test_sampling_covers_all_and_follows_its_generator(store: Store) -> None:
+    data = Transitions.load(store, "train")
+    drawn = data.sample(4000, torch.Generator().manual_seed(3))
+    assert drawn.action is None
+    seen = {tuple(row) for row in drawn.state[:, :2].tolist()}
+    assert len(seen) == len(data)
+    assert drawn.state.equal(data.sample(4000, torch.Generator().manual_seed(3)).state)
+    assert not drawn.state.equal(data.sample(4000, torch.Generator().manual_seed(4)).state)
+
+
+def test_splits_share_no_episode(store: Store) -> None:
+    parts = [set(Transitions.load(store, split).state[:, 0].tolist()) for split in SPLITS]
+    assert sum(len(part) for part in parts) == len(set.union(*parts)) == len(LENGTHS)
+    assert [len(part) for part in parts] == [14, 2, 4]
+
+
+def test_trajectories_are_whole_episodes(store: Store) -> None:
+    found = trajectories(store, "train", 5)
+    long = [int(e) for e in store.split("train") if LENGTHS[e] >= 5]
+    assert found.episodes.tolist() == long
+    assert found.shorter == 14 - len(long)
+    assert found.states.shape == (len(long), 6, 9)
+    assert found.actions.shape == (len(long), 5, 2)
+    for place, episode in enumerate(long):
+        assert found.states[place, :, 0].tolist() == [episode] * 6
+        assert found.states[place, :, 1].tolist() == list(range(6))
+        assert found.actions[place].equal(found.states[place, :-1, :2])
+    assert trajectories(store, "train", 5, limit=2).episodes.tolist() == long[:2]
+    with pytest.raises(EbmtrajError, match="fewer --steps"):
+        trajectories(store, "train", 13)
+
+
+def test_what_can_not_be_trained_on(tmp_path: Path) -> None:
+    few = plant(tmp_path / "few.zarr", [3])
+    empty = next(split for split in SPLITS if len(few.split(split)) == 0)
+    with pytest.raises(EbmtrajError, match=f"{empty} split"):
+        Transitions.load(few, empty)
+    with pytest.raises(EbmtrajError, match="unknown split"):
+        Transitions.load(few, "all")
+
+
+def fitted(store: Store, *, whiten: bool = False) -> tuple[Normaliser, Transitions]:
+    data = Transitions.load(store, "train", actions=True)
+    return Normaliser(STATE, ACTION).fit(data, whiten=whiten), data
+
+
+def deltas(normaliser: Normaliser, data: Transitions) -> Tensor:
+    batch = data.at(torch.arange(len(data)))
+    return normaliser.delta(batch.state, batch.next_state)
+
+
+def test_moments(store: Store) -> None:
+    normaliser, data = fitted(store)
+    z = normaliser.normalise_state(data.state)
+    moving = [0, 1, 2, 3, 4, 5, 6, 7]
+    torch.testing.assert_close(z.mean(0), torch.zeros(9), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z.std(0, unbiased=False)[moving], torch.ones(8), rtol=0, atol=1e-4)
+    assert z[:, 8].eq(0).all()  # a constant keeps scale 1
+    assert normaliser.state_scale[8] == 1
+    torch.testing.assert_close(normaliser.restore_state(z), data.state, rtol=0, atol=1e-5)
+    d = deltas(normaliser, data)
+    torch.testing.assert_close(d.mean(0), torch.zeros(8), rtol=0, atol=1e-4)
+    torch.testing.assert_close(d.std(0, unbiased=False)[2:7], torch.ones(5), rtol=0, atol=1e-4)
+    batch = data.at(torch.arange(len(data)))
+    assert batch.action is not None
+    context = normaliser.context(data.state, matrices=True)
+    assert context.shape == (len(data.state), 4 + 9 + 1)
+    torch.testing.assert_close(context.mean(0), torch.zeros(14), rtol=0, atol=1e-4)
+    actions = normaliser.context(batch.state, batch.action, matrices=False)[:, 9:]
+    torch.testing.assert_close(actions.std(0, unbiased=False), torch.ones(2), rtol=0, atol=1e-4)
+    far = normaliser.context(batch.state + 1e4, batch.action)
+    assert far.abs().max() == 6
+
+
+def test_moments_do_not_depend_on_the_chunk(store: Store) -> None:
+    whole, data = fitted(store)
+    parts = Normaliser(STATE, ACTION).fit(data, chunk=7)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(value, parts.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_advance_is_the_inverse_of_delta(store: Store, whiten: bool) -> None:
+    normaliser, data = fitted(store, whiten=whiten)
+    batch = data.at(torch.arange(len(data)))
+    ahead = normaliser.advance(batch.state, deltas(normaliser, data))
+    features = normaliser.increments.features
+    torch.testing.assert_close(features(ahead)[:, :2], features(batch.next_state)[:, :2], rtol=0, atol=1e-3)
+    torch.testing.assert_close(features(ahead)[:, 4:], features(batch.next_state)[:, 4:], rtol=0, atol=1e-3)
+
+
+def test_whitening_gives_the_identity(store: Store) -> None:
+    normaliser, data = fitted(store, whiten=True)
+    z = deltas(normaliser, data)[:, 2:7]
+    torch.testing.assert_close(z.T @ z / len(z), torch.eye(5), rtol=0, atol=1e-3)
+    plain, _ = fitted(store)
+    correlated = deltas(plain, data)[:, 2:7]
+    assert (correlated.T @ correlated / len(z) - torch.eye(5)).abs().max() > 0.2  # else this test says nothing
+
+
+def test_clamp(store: Store) -> None:
+    normaliser, data = fitted(store)
+    inside = normaliser.clamp(data.state)
+    torch.testing.assert_close(inside, data.state, rtol=0, atol=1e-6)
+    wild = data.state[:8] * 100 - 50
+    kept = normaliser.clamp(wild)
+    low, high = data.state.amin(0), data.state.amax(0)
+    slack = 0.1 * (high - low) + 1e-6
+    free = [0, 1, 2, 3, 8]
+    assert (kept[:, free] >= (low - slack)[free]).all()
+    assert (kept[:, free] <= (high + slack)[free]).all()
+    torch.testing.assert_close(kept[:, 4:8].norm(dim=-1), torch.ones(8), rtol=0, atol=1e-6)
+    direction = wild[:, 4:8] / wild[:, 4:8].norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(kept[:, 4:8], direction, rtol=0, atol=1e-6)  # not bent by bounds a number each
+    fresh = Normaliser(STATE, ACTION)
+    assert fresh.clamp(data.state[:3]).isfinite().all()  # unfitted: no bounds
+
+
+def test_statistics_travel_with_the_weights(store: Store) -> None:
+    normaliser, data = fitted(store, whiten=True)
+    other = Normaliser(STATE, ACTION)
+    other.load_state_dict(normaliser.state_dict())
+    assert deltas(other, data).equal(deltas(normaliser, data))
+    assert other.clamp(data.state).equal(normaliser.clamp(data.state))
