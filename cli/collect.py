@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -37,9 +36,10 @@ def collect_command(
     """
     from ebmtraj.collect import CollectConfig, collect
     from ebmtraj.config import from_recipe
+    from ebmtraj.runs import cores
 
     given: dict[str, Any] = {"env": env, "episodes": episodes, "steps": steps, "policy": policy, "workers": workers}
-    defaults: dict[str, Any] = {"workers": os.cpu_count() or 1, "seed": seed}
+    defaults: dict[str, Any] = {"workers": cores(), "seed": seed}
     config = from_recipe(CollectConfig, recipe, set_ or [], defaults)
     changes = {key: value for key, value in given.items() if value is not None}
     if policy_mode is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from rich.progress import Progress, TaskID
 
 from ebmtraj.cli.common import Json, Overwrite, Seed, print_json, progress, say, stderr
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.runs import cores, machine, versions, write_json
 
 PANELS: dict[str, list[str]] = {"unconditional": [], "action_conditional": ["--actions"]}
 MARK = "demo.json"  # says that a folder is a demo's and may be replaced
@@ -43,7 +43,7 @@ def demo(
     Example: ebmtraj demo --out runs/demo
     """
     plan = _read(recipe)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     _make_folder(out, overwrite)
     shell = _Shell(out, workers)
     began = time.perf_counter()
@@ -121,7 +121,6 @@ def _stages(plan: dict[str, Any], out: Path, seed: int, shell: _Shell) -> dict[s
 def _finish(results: dict[str, Any], out: Path) -> None:
     """Draw both panels in one figure and write results.json."""
     from ebmtraj.report.figures import frechet_figure
-    from ebmtraj.runs import machine, versions, write_json
 
     figure = frechet_figure(results["frechet_over_time"], out / "frechet.png", 0.04)
     results["figure"] = str(figure)

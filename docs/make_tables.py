@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ebmtraj.report.style import title
 from ebmtraj.report.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
@@ -39,11 +40,14 @@ def demo_table(results: dict[str, Any]) -> str:
     rows = {f"Fréchet distance, {names[panel]}": values for panel, values in results["frechet"].items()}
     rows |= {f"of one-step changes, {names[panel]}": values for panel, values in results["frechet_changes"].items()}
     rows |= {f"energy score, {names[panel]}": values for panel, values in results["energy_score"].items()}
-    rows |= {f"training seconds, {names[panel]}": values for panel, values in results["training_seconds"].items()}
     table = markdown_table(rows, corner=f"{results['starts']} held-out episodes x {results['steps']} steps")
     machine, versions = results["machine"], results["versions"]
+    trained = "; ".join(
+        f"{names[panel]}: " + ", ".join(f"{title(name)} {seconds:.0f} s" for name, seconds in values.items())
+        for panel, values in results["training_seconds"].items()
+    )
     return (
-        f"{table}\nLower is better. One seed ({results['seed']}), {results['seconds']['total']:.0f} s in all on "
+        f"{table}\nLower is better. Training time on one core each, {trained}. One seed ({results['seed']}), {results['seconds']['total']:.0f} s in all on "
         f"{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}, MuJoCo {versions['mujoco']}; "
         "made by `make results`, every number in [docs/results/demo.json](docs/results/demo.json).\n"
     )

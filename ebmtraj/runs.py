@@ -76,7 +76,14 @@ def machine() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
         name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    return {"processor": name, "cores": os.cpu_count()}
+    return {"processor": name, "cores": cores()}
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,21 @@ def test_one_step_of_each_kind_exactly() -> None:
         torch.testing.assert_close(langevin(gaussian, x, config, generator=seeded(2))[0], expected)
 
 
+def test_a_corrector_s_step_grows_with_the_square_of_its_level() -> None:
+    def energy(x: Tensor, context: Any, level: Tensor) -> Tensor:
+        return 0.5 * level * x.square().sum(-1)
+
+    x = torch.randn(5, 2, dtype=torch.float64, generator=seeded(1))
+    ladder = Ladder(levels=2, sigma_max=3.0, sigma_min=0.5, predictor="none")
+    config = LangevinConfig(steps=1, step_size=0.1, temperature=2.0, ladder=ladder)
+    noise = seeded(2)
+    expected = x
+    for level in (3.0, 0.5):
+        size, epsilon = 0.1 * level**2, torch.empty_like(x).normal_(generator=noise)
+        expected = expected - 0.5 * size * level * expected + (2 * size) ** 0.5 * epsilon
+    torch.testing.assert_close(langevin(energy, x, config, generator=seeded(2))[0], expected, rtol=1e-6, atol=1e-6)
+
+
 LADDER = LangevinConfig(steps=2, step_size=0.3, ladder=Ladder(levels=6))
 
 

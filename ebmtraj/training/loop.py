@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,24 +68,23 @@ class Stage:
     beta1: float | None = None  # where it differs from the recipe's
 
 
-class Trainable(Protocol):
+class Trainable(nn.Module, abc.ABC):
     """What the loop needs of a model: its weights, its stages, and what its checkpoint must say."""
 
+    @abc.abstractmethod
     def stages(self) -> list[Stage]:
         """The stages in order; shares sum to 1."""
-        ...
 
+    @abc.abstractmethod
     def header(self) -> dict[str, Any]:
         """JSON values for the checkpoint: enough to build and use the model years later."""
-        ...
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What else a resume needs, such as a replay buffer."""
-        ...
+        """What a resume needs beside the weights, such as a replay buffer: nothing, unless a subclass says so."""
+        return {}, {}
 
     def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """The inverse of `extra_state`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class _State:
     step: int  # steps done in this stage
     total: int  # steps done in all
     optimiser: torch.optim.Adam
-    averaged: nn.Module  # EMA of the model
+    averaged: Trainable  # EMA of the model
     best: dict[str, Tensor]
     best_loss: float
     rate: float  # learning rate factor, lowered by the guard
@@ -125,7 +125,7 @@ class Result:
 
 
 def train(
-    model: nn.Module,
+    model: Trainable,
     data: Transitions,
     held_out: Transitions,
     config: TrainingConfig,
@@ -140,7 +140,7 @@ def train(
     `EbmtrajError` where training keeps diverging after the guard's retries.
     """
     device = data.state.device
-    shares: list[Stage] = model.stages()  # type: ignore[operator]
+    shares = model.stages()
     plan = _plan(shares, config.steps)
     guard = Guard(config.guard)
     checks = held_out.at(_fixed_index(len(held_out), config.validation, device))
@@ -187,17 +187,17 @@ def train(
         metrics.close()
 
     model.eval()
-    header = model.header()  # type: ignore[operator]
+    header = model.header()
     seconds = time.perf_counter() - clock
     facts = {"steps": state.total, "validation": state.best_loss, "seconds": round(seconds, 3)}
     save_tensors(run.checkpoints / "best.safetensors", model.state_dict(), {**header, **facts})
     return Result(state.total, seconds, state.best_loss, guard.tries)
 
 
-def steps_for(seconds: float, model: nn.Module, data: Transitions, config: TrainingConfig, trial: int = 30) -> int:
+def steps_for(seconds: float, model: Trainable, data: Transitions, config: TrainingConfig, trial: int = 30) -> int:
     """How many steps fit into `seconds`, timed on a copy of the model that is thrown away."""
     probe = copy.deepcopy(model)
-    shares: list[Stage] = probe.stages()  # type: ignore[operator]
+    shares = probe.stages()
     cost = 0.0
     for number, stage in enumerate(shares):
         state = _begin(probe, stage, number, config, data.state.device)
@@ -213,7 +213,7 @@ def steps_for(seconds: float, model: nn.Module, data: Transitions, config: Train
 
 
 def _step(
-    model: nn.Module,
+    model: Trainable,
     stage: Stage,
     state: _State,
     data: Transitions,
@@ -245,24 +245,24 @@ def _schedule(progress: float, step: int, config: TrainingConfig) -> float:
 
 
 @torch.no_grad()
-def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+def _average(averaged: Trainable, model: Trainable, decay: float) -> None:
     pairs = list(zip(averaged.parameters(), model.parameters(), strict=True))
     torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
     for ours, theirs in zip(averaged.buffers(), model.buffers(), strict=True):
         ours.copy_(theirs)  # statistics and power-iteration vectors are not averaged
 
 
-def _validate(averaged: nn.Module, stage: int, checks: Batch) -> float:
+def _validate(averaged: Trainable, stage: int, checks: Batch) -> float:
     """The stage's loss of the averaged weights on fixed transitions with fixed noise, so that checks compare."""
     noise = torch.Generator(device=checks.state.device).manual_seed(1234)
     was_training = averaged.training
     averaged.eval()
-    loss, logs = averaged.stages()[stage].loss(checks, noise)  # type: ignore[operator]
+    loss, logs = averaged.stages()[stage].loss(checks, noise)
     averaged.train(was_training)
     return float(logs.get("validation", loss).detach())
 
 
-def _begin(model: nn.Module, stage: Stage, number: int, config: TrainingConfig, device: torch.device) -> _State:
+def _begin(model: Trainable, stage: Stage, number: int, config: TrainingConfig, device: torch.device) -> _State:
     noise = torch.Generator(device=device).manual_seed(config.seed)
     model.train()
     return _State(
@@ -284,14 +284,14 @@ def _optimiser(stage: Stage, config: TrainingConfig) -> torch.optim.Adam:
     return torch.optim.Adam(stage.module.parameters(), lr=config.learning_rate, betas=(beta1, 0.999), foreach=True)
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _copy(model: Trainable) -> Trainable:
     averaged = copy.deepcopy(model)
     averaged.requires_grad_(False)
     return averaged
 
 
 def _next_stage(
-    model: nn.Module,
+    model: Trainable,
     shares: Sequence[Stage],
     state: _State,
     data: Transitions,
@@ -317,7 +317,7 @@ def _next_stage(
 def _roll_back(
     fault: str,
     good: Path,
-    model: nn.Module,
+    model: Trainable,
     shares: Sequence[Stage],
     config: TrainingConfig,
     guard: Guard,
@@ -340,9 +340,9 @@ def _roll_back(
     return state
 
 
-def _save(path: Path, model: nn.Module, state: _State, guard: Guard, metrics: MetricsWriter) -> Path:
+def _save(path: Path, model: Trainable, state: _State, guard: Guard, metrics: MetricsWriter) -> Path:
     """Write the whole state in one file; it is also what the guard rolls back to."""
-    extra, numbers = model.extra_state()  # type: ignore[operator]
+    extra, numbers = model.extra_state()
     optimiser = state.optimiser.state_dict()
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"averaged.{k}": v for k, v in state.averaged.state_dict().items()}
@@ -368,7 +368,7 @@ def _save(path: Path, model: nn.Module, state: _State, guard: Guard, metrics: Me
 
 def _load(
     path: Path,
-    model: nn.Module,
+    model: Trainable,
     shares: Sequence[Stage],
     config: TrainingConfig,
     guard: Guard,
@@ -395,7 +395,7 @@ def _load(
             slots.setdefault(int(index), {})[key] = value.cpu() if key == "step" else value
         state.optimiser.load_state_dict({**state.optimiser.state_dict(), "state": slots})
         state.noise.set_state(tensors["noise"])
-        model.load_extra_state(part("extra."), header["extra"])  # type: ignore[operator]
+        model.load_extra_state(part("extra."), header["extra"])
         guard.load(header["guard"])
         return state, int(header["rows"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

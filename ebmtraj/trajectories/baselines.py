@@ -73,7 +73,7 @@ class GaussianConfig:
 
     width: int = 128
     depth: int = 3
-    beta: float = 0.0  # of beta-NLL (Seitzer et al. 2022); 0 is the plain likelihood
+    beta: float = 0.5  # of beta-NLL (Seitzer et al. 2022); 0 is the plain likelihood
     low: float = -5.0  # bounds of the log standard deviation
     high: float = 2.0
     whiten: bool = False

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebmtraj.datasets.windows import Normaliser, Transitions
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
-from ebmtraj.training.loop import Stage
+from ebmtraj.training.loop import Trainable
 
 
 def check_network(width: int, depth: int) -> None:
@@ -21,7 +22,7 @@ def check_network(width: int, depth: int) -> None:
         raise EbmtrajError(f"network: width = {width}, depth = {depth}; both must be at least 1")
 
 
-class TransitionModel(nn.Module):
+class TransitionModel(Trainable):
     """p(s_t+1 | s_t) or, with actions, p(s_t+1 | s_t, a_t), in whatever form; states `(B, S)`, actions `(B, A)`.
 
     A subclass sets `name` and `Config`, builds its networks in `__init__`, and gives `stages` and `sample_next`.
@@ -50,13 +51,9 @@ class TransitionModel(nn.Module):
         """What the networks are given, `(B, S), (B, A) or None -> (B, C)`."""
         return self.normaliser.context(state, action, matrices=self.matrices)
 
-    def stages(self) -> list[Stage]:
-        """The training stages, in order."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
         """One sample of the state that follows, `(B, S), (B, A) or None -> (B, S)`."""
-        raise NotImplementedError
 
     def header(self) -> dict[str, Any]:
         """What a checkpoint must say so that `load_model` gives this model back."""
@@ -68,10 +65,3 @@ class TransitionModel(nn.Module):
             "state_fields": fields_to_json(self.state_fields),
             "action_fields": fields_to_json(self.action_fields),
         }
-
-    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a resume needs beside the weights: nothing, unless a subclass says so."""
-        return {}, {}
-
-    def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ebmtraj.datasets.windows import Batch, Transitions
 from ebmtraj.energies.transition import PairEnergy, TiltedTransition
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
+from ebmtraj.nets.mlp import silu_with_slope
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.buffer import ReplayBuffer
-from ebmtraj.samplers.langevin import LangevinConfig, langevin
+from ebmtraj.samplers.langevin import LangevinConfig, frozen, langevin
 from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import (
     NoiseConfig,
@@ -122,7 +124,13 @@ class TiltedModel(TransitionModel):
 
 @dataclass(frozen=True)
 class PairConfig:
-    """The paper's transition energy, trained by contrastive divergence (paper 000, Algorithm 1)."""
+    """The paper's transition energy, trained by contrastive divergence (paper 000, Algorithm 1).
+
+    By default the network tilts a unit Gaussian of the whitened increment, and every chain, in training and in rollouts,
+    starts from that Gaussian. The paper's own setting is `space=state negatives=pair matrices=false whiten=false scale=1
+    prior=0 start=uniform keep=0.95 alpha=1 beta1=0 sampler.step_size=10 sampler.noise=0.005 sampler.steps=20
+    rollout_steps=20`, each with `--set network.` before it.
+    """
 
     width: int = 128
     depth: int = 3
@@ -130,15 +138,17 @@ class PairConfig:
     matrices: bool = True  # see quaternions as rotation matrices; the paper's pair has them as they are
     space: Literal["state", "delta"] = "delta"  # second half of the pair: the next state (paper) or the increment to it
     negatives: Literal["pair", "next"] = "next"  # chains move the whole pair (paper) or only its second half
-    scale: float = 1.0  # of the energy
-    alpha: float = 1.0  # weight of the L2 penalty on energies
+    scale: float = 200.0  # of the network's energy, which spectral normalisation leaves nearly flat
+    prior: float = 1.0  # precision of the Gaussian over the second half that the network tilts; 0: none (paper)
+    start: Literal["normal", "uniform", "still"] = "normal"  # of fresh chains and rollouts; still: no change
+    alpha: float = 0.001  # weight of the L2 penalty on the network's energies
     buffer: int = 10_000  # replay buffer, in samples
-    keep: float = 0.95  # share of chains that start from the buffer; the others start from uniform noise
+    keep: float = 0.0  # share of chains that start from the buffer (paper: 0.95); the others start afresh
     reach: float = 3.0  # uniform noise covers this many standard deviations; chains stay within twice that
-    beta1: float = 0.0  # of Adam
-    whiten: bool = False
-    sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=20, step_size=0.05))
-    rollout_steps: int = 40  # Langevin steps that draw the next state once trained
+    beta1: float = 0.5  # of Adam
+    whiten: bool = True  # decorrelate the increments, which conditions the chain
+    sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=30, step_size=0.1))
+    rollout_steps: int = 30  # Langevin steps that draw the next state once trained; best as many as in training
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
@@ -148,10 +158,68 @@ class PairConfig:
                 f"rollout_steps = {self.rollout_steps}; it needs buffer >= 1, 0 <= keep <= 1, reach > 0, alpha >= 0 and "
                 "rollout_steps >= 0"
             )
+        if self.prior < 0:
+            raise EbmtrajError(f"network.prior = {self.prior}; it needs prior >= 0")
         if not 0 <= self.beta1 < 1:
             raise EbmtrajError(f"network.beta1 = {self.beta1}; it needs 0 <= beta1 < 1")
         if self.sampler.ladder is not None:
             raise EbmtrajError("network.sampler.ladder: model cd's energy has no noise levels; drop the ladder")
+
+
+class TiltedPairEnergy(PairEnergy):
+    """A Gaussian over the second half of a pair, tilted by the network's energy of the whole pair.
+
+    E(c, z) = prior |z|^2 / 2 + scale f(c, z): with a prior above 0 the energy grows without bound off the data, as the
+    network's alone need not, and an untrained model already samples increments of the data's own spread.
+    """
+
+    def __init__(
+        self, first: int, second: int, *, prior: float, width: int, depth: int, spectral: bool, scale: float
+    ) -> None:
+        super().__init__(first + second, width=width, depth=depth, spectral=spectral, scale=scale)
+        self.first, self.prior = first, prior
+
+    def tilt(self, pair: Tensor) -> Tensor:
+        """The network's share of the energy, `(B, C + D) -> (B,)`."""
+        return super().forward(pair)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Energies `(B,)` of whole pairs `(B, C + D)` or, given what `prepare` made of the first halves, of second ones."""
+        if context is None:
+            return self.tilt(x) + 0.5 * self.prior * x[..., self.first :].square().sum(-1)
+        h = context + F.linear(x, self._linears()[0].weight[:, self.first :])
+        for layer in list(self.net)[1:]:
+            h = layer(h)
+        return self.scale * h.squeeze(-1) + 0.5 * self.prior * x.square().sum(-1)
+
+    def prepare(self, context: Tensor) -> Tensor:
+        """The first half's share of the first layer, computed once a chain, `(B, C) -> (B, width)`."""
+        entry = self._linears()[0]
+        return F.linear(context, entry.weight[:, : self.first], entry.bias)
+
+    def gradient(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Gradient of the energy in x, in closed form: products of matrices forward and back."""
+        entry, *hidden, output = self._linears()
+        if context is None:
+            weight = entry.weight
+            h = F.linear(x, weight, entry.bias)
+            pull = F.pad(x[..., self.first :], (self.first, 0))
+        else:
+            weight = entry.weight[:, self.first :]
+            h = F.linear(x, weight) + context
+            pull = x
+        value, slope = silu_with_slope(h)
+        slopes = [slope]
+        for layer in hidden:
+            value, slope = silu_with_slope(layer(value))
+            slopes.append(slope)
+        back = output.weight[0] * slopes[-1]
+        for layer, slope in zip(reversed(hidden), reversed(slopes[:-1]), strict=True):
+            back = (back @ layer.weight) * slope
+        return self.scale * (back @ weight) + self.prior * pull
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.net if isinstance(layer, nn.Linear)]
 
 
 class PairModel(TransitionModel):
@@ -160,16 +228,22 @@ class PairModel(TransitionModel):
     name = "cd"
     Config = PairConfig
     config: PairConfig
-    second: Tensor  # which entries of a pair are its second half
 
     def __init__(
         self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: PairConfig
     ) -> None:
         super().__init__(state_fields, action_fields, actions=actions, config=config)
-        pair = self.context_size + (self.state_size if config.space == "state" else self.delta_size)
-        self.energy = PairEnergy(pair, width=config.width, depth=config.depth, spectral=config.spectral, scale=config.scale)
-        self.buffer = ReplayBuffer(config.buffer, (pair,))
-        self.register_buffer("second", torch.arange(pair) >= self.context_size, persistent=False)
+        second = self.state_size if config.space == "state" else self.delta_size
+        self.energy = TiltedPairEnergy(
+            self.context_size,
+            second,
+            prior=config.prior,
+            width=config.width,
+            depth=config.depth,
+            spectral=config.spectral,
+            scale=config.scale,
+        )
+        self.buffer = ReplayBuffer(config.buffer, (self.context_size + second,))
 
     def stages(self) -> list[Stage]:
         """Contrastive divergence throughout."""
@@ -190,45 +264,62 @@ class PairModel(TransitionModel):
             return torch.cat((context, self.normaliser.normalise_state(next_state)), dim=-1)
         return torch.cat((context, self.normaliser.delta(state, next_state)), dim=-1)
 
-    def _project(self, pair: Tensor) -> Tensor:
-        return pair.clamp(-2 * self.config.reach, 2 * self.config.reach)
+    def _fresh(self, pair: Tensor, generator: torch.Generator) -> Tensor:
+        """Where chains start that do not come from the buffer; `pair` is that of no change."""
+        if self.config.start == "normal":
+            return torch.empty_like(pair).normal_(generator=generator)
+        if self.config.start == "uniform":
+            return torch.empty_like(pair).uniform_(-self.config.reach, self.config.reach, generator=generator)
+        return pair
+
+    def _project(self, x: Tensor) -> Tensor:
+        return x.clamp(-2 * self.config.reach, 2 * self.config.reach)
+
+    def _move_next(self, pair: Tensor, start: Tensor, sampler: LangevinConfig, generator: torch.Generator) -> Tensor:
+        """`pair` with its second half at the end of a chain from that of `start`; the first half is held, `(B, C + D)`."""
+        first = self.context_size
+        with frozen(self.energy), torch.no_grad():
+            context = self.energy.prepare(pair[:, :first])
+            moved, _ = langevin(
+                self.energy, start[:, first:], sampler, context=context, project=self._project, generator=generator
+            )
+        return torch.cat((pair[:, :first], moved), dim=-1)
 
     def _loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         positive = self.pair(batch.state, batch.action, batch.next_state)
         if not self.training:  # the loss says nothing of sample quality: judge by fresh chains
             score = self._energy_score(batch, positive, generator)
             return score, {"validation": score}
-        noise = torch.empty_like(positive).uniform_(-self.config.reach, self.config.reach, generator=generator)
-        start = self.buffer.start(noise, generator, self.config.keep)
-        mask = None
+        fresh = self._fresh(self.pair(batch.state, batch.action, batch.state), generator)
+        start = self.buffer.start(fresh, generator, self.config.keep)
         if self.config.negatives == "next":
-            start, mask = torch.where(self.second, start, positive), self.second
-        negative, _ = langevin(
-            self.energy, start, self.config.sampler, project=self._project, mask=mask, generator=generator
-        )
+            negative = self._move_next(positive, start, self.config.sampler, generator)
+        else:
+            negative, _ = langevin(self.energy, start, self.config.sampler, project=self._project, generator=generator)
         self.buffer.push(negative)
-        return contrastive_divergence(self.energy, positive, negative, self.config.alpha)
+        # the Gaussian has no parameters, so only the network's share enters the loss and its penalty
+        return contrastive_divergence(self.energy.tilt, positive, negative, self.config.alpha)
 
     @torch.no_grad()
     def _energy_score(self, batch: Batch, positive: Tensor, generator: torch.Generator, most: int = 1024) -> Tensor:
         """Energy score of two draws a transition (Gneiting and Raftery 2007), `()`."""
         state = batch.state[:most]
         action = None if batch.action is None else batch.action[:most]
-        a, b = (self._draw(state, action, generator)[:, self.second] for _ in range(2))
-        truth = positive[:most, self.second]
+        a, b = (self._draw(state, action, generator) for _ in range(2))
+        truth = positive[:most, self.context_size :]
         near = 0.5 * ((a - truth).norm(dim=-1) + (b - truth).norm(dim=-1))
         return (near - 0.5 * (a - b).norm(dim=-1)).mean()
 
     def _draw(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Pairs whose second half is drawn by fresh chains from the present state (no change), `(B, C + D)`."""
-        start = self.pair(state, action, state)
+        """The pair's second half, drawn by fresh chains, `(B, D)`."""
+        still = self.pair(state, action, state)
         sampler = dataclasses.replace(self.config.sampler, steps=self.config.rollout_steps)
-        return langevin(self.energy, start, sampler, project=self._project, mask=self.second, generator=generator)[0]
+        return self._move_next(still, self._fresh(still, generator), sampler, generator)[:, self.context_size :]
 
     @torch.no_grad()
     def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Run a chain over the second half of the pair, the first held by the mask."""
-        drawn = self._draw(state, action, generator)[:, self.context_size :]
+        """Run a chain over the second half of the pair, the first held."""
+        drawn = self._draw(state, action, generator)
         if self.config.space == "state":
             return self.normaliser.increments.project(self.normaliser.restore_state(drawn), state)
         return self.normaliser.advance(state, drawn)

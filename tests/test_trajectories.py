@@ -1,0 +1,237 @@
+"""The contract of every transition model, and rollouts over many steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.windows import Transitions, trajectories
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field
+from ebmtraj.training.loop import Stage
+from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
+from ebmtraj.trajectories.model import TransitionModel
+from ebmtraj.trajectories.registry import MODELS, load_model, make_model, model_class
+from ebmtraj.trajectories.rollout import rollout, sample_futures
+
+QUATERNION = slice(27, 31)  # of the hand's state: 24 joints, the cube's position, its quaternion
+CASES = [(name, actions) for name in MODELS for actions in (False, True)]
+
+
+def recipe_for(store: Path, model: str, *changes: str, actions: bool = False) -> TransitionRecipe:
+    small = ["training.steps=20", "training.batch=32", "training.check_every=10", "network.width=16"]
+    cd = ["network.sampler.steps=3", "network.rollout_steps=5", "network.buffer=100"] if model == "cd" else []
+    return load_recipe(None, [*small, *cd, *changes], {"model": model, "actions": actions, "data": str(store)})
+
+
+@pytest.fixture(scope="session")
+def checkpoints(hand_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
+    found = {}
+    for name, actions in CASES:
+        path = tmp_path_factory.mktemp("models") / "run"
+        train_transition(recipe_for(hand_store, name, actions=actions), path, device="cpu")
+        found[name, actions] = path / "checkpoints" / "best.safetensors"
+    return found
+
+
+@pytest.fixture(scope="module")
+def some(hand_store: Path) -> tuple[Tensor, Tensor]:
+    """States (4, 21, 31) and actions (4, 20, 20) of the test split."""
+    found = trajectories(Store.open(hand_store), "test", 20)
+    return found.states, found.actions
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("name", "actions"), CASES)
+def test_contract(name: str, actions: bool, checkpoints: dict[Any, Path], some: tuple[Tensor, Tensor]) -> None:
+    model, header = load_model(checkpoints[name, actions])
+    assert (header["model"], header["actions"], model.actions, model.name) == (name, actions, actions, name)
+    assert not model.training
+    state, action = some[0][:, 3], some[1][:, 3] if actions else None
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(0)
+    rng = torch.get_rng_state()
+    drawn = [model.sample_next(state, action, seeded(seed)) for seed in (1, 1, 2)]
+    assert torch.get_rng_state().equal(rng)
+    for following in drawn:
+        assert following.shape == state.shape
+        assert following.dtype == torch.float32
+        assert not following.requires_grad
+        assert following.isfinite().all()
+        torch.testing.assert_close(following[:, QUATERNION].norm(dim=-1), torch.ones(4), rtol=0, atol=1e-5)
+        assert ((following * state)[:, QUATERNION].sum(-1) > 0).all()  # the quaternion's sign is continuous
+    assert drawn[0].equal(drawn[1])
+    assert drawn[0].equal(drawn[2]) is (name == "fc")
+    assert all(v.equal(model.state_dict()[k]) for k, v in before.items())  # sampling changes no weight
+    # an element's sample is a function of it alone where nothing is drawn, and the action matters where there is one
+    if name == "fc":
+        torch.testing.assert_close(
+            model.sample_next(state[1:2], None if action is None else action[1:2], seeded(1)), drawn[0][1:2]
+        )
+    if action is not None:
+        assert not model.sample_next(state, -action, seeded(1)).equal(drawn[0])
+
+
+@pytest.mark.parametrize(("name", "actions"), CASES)
+def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
+    name: str, actions: bool, hand_store: Path, some: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    from ebmtraj.training.checkpoint import save_tensors
+
+    store = Store.open(hand_store)
+    network = {k: v for k, v in recipe_for(hand_store, name).network.items() if v is not None}
+    model = make_model(name, store.state_fields, store.action_fields, actions=actions, network=network, seed=5)
+    model.prepare(Transitions.load(store, "train", actions=actions))
+    model.eval()
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, model.state_dict(), model.header())
+    other, _ = load_model(path)
+    assert other.config == model.config
+    assert other.state_fields == model.state_fields
+    assert other.action_fields == model.action_fields
+    state, action = some[0][:, 0], some[1][:, 0] if actions else None
+    assert other.sample_next(state, action, seeded(1)).equal(model.sample_next(state, action, seeded(1)))
+    again = make_model(name, store.state_fields, store.action_fields, actions=actions, network=network, seed=5)
+    different = make_model(name, store.state_fields, store.action_fields, actions=actions, network=network, seed=6)
+    first = next(iter(dict(model.named_parameters())))
+    assert dict(again.named_parameters())[first].equal(dict(model.named_parameters())[first])
+    assert not dict(different.named_parameters())[first].equal(dict(model.named_parameters())[first])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("cd", ["network.space=state", "network.negatives=pair", "network.matrices=false"]),  # as in the paper
+        ("cd", ["network.whiten=true", "network.spectral=false"]),
+        ("dsm", ["network.whiten=true", "network.sampler.steps=1", "network.sampler.ladder.predictor=euler"]),
+        ("fc", ["network.space=delta", "network.matrices=true", "network.spectral=false"]),
+        ("gaussian", ["network.whiten=true", "network.beta=1.0"]),
+    ],
+)
+def test_other_settings(
+    name: str, changes: list[str], hand_store: Path, some: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    train_transition(recipe_for(hand_store, name, *changes), tmp_path / "run", device="cpu")
+    model, _ = load_model(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    states = rollout(model, some[0][:, 0], 5, generator=seeded(0))
+    assert states.isfinite().all()
+    torch.testing.assert_close(states[..., QUATERNION].norm(dim=-1), torch.ones(4, 6), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "actions"), CASES)
+def test_rollout(name: str, actions: bool, checkpoints: dict[Any, Path], some: tuple[Tensor, Tensor]) -> None:
+    model, _ = load_model(checkpoints[name, actions])
+    start, given = some[0][:, 0], some[1] if actions else None
+    steps: list[int] = []
+    states = rollout(model, start, 20, actions=given, generator=seeded(1), on_step=steps.append)
+    assert states.shape == (4, 21, 31)
+    assert steps == list(range(1, 21))
+    torch.testing.assert_close(states[:, 0], start, rtol=0, atol=1e-6)
+    assert states.equal(rollout(model, start, 20, actions=given, generator=seeded(1)))
+    assert rollout(model, start, 0, actions=given, generator=seeded(1)).shape == (4, 1, 31)
+    low, high = model.normaliser.state_low, model.normaliser.state_high
+    slack = 0.1 * (high - low) + 1e-6
+    after = states[:, 1:]
+    assert (after >= low - slack)[..., :27].all()
+    assert (after <= high + slack)[..., :27].all()
+    torch.testing.assert_close(states[..., QUATERNION].norm(dim=-1), torch.ones(4, 21), rtol=0, atol=1e-5)
+    assert ((states[:, 1:] * states[:, :-1])[..., QUATERNION].sum(-1) > 0).all()
+
+
+class Drift(TransitionModel):
+    """Goes one unit up in each step, and by the action; far beyond any data."""
+
+    name = "drift"
+    Config = dict
+
+    def __init__(self, *, actions: bool) -> None:
+        super().__init__((Field("x", 2),), (Field("u", 1),), actions=actions, config=None)
+
+    def stages(self) -> list[Stage]:
+        return []
+
+    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+        return state + 1 + (0 if action is None else action)
+
+
+def test_a_rollout_is_the_model_step_by_step_within_bounds() -> None:
+    start = torch.tensor([[0.0, 5.0], [1.0, 1.0]])
+    states = rollout(Drift(actions=False), start, 3, generator=seeded(0))
+    assert states.equal(start.unsqueeze(1) + torch.arange(4.0).view(1, 4, 1))
+    actions = torch.tensor([[[10.0], [20.0], [30.0]], [[0.0], [0.0], [100.0]]])
+    moved = rollout(Drift(actions=True), start, 2, actions=actions, generator=seeded(0))
+    assert moved[:, :, 0].tolist() == [[0, 11, 32], [1, 2, 3]]
+    model = Drift(actions=False)
+    model.normaliser.state_low, model.normaliser.state_high = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 10.0])
+    bounded = rollout(model, start, 9, generator=seeded(0))
+    assert bounded[0, -1].tolist() == pytest.approx([1.1, 11.0])
+    for bad in (None, actions[:, :1]):
+        with pytest.raises(EbmtrajError, match="takes actions: 2 steps"):
+            rollout(Drift(actions=True), start, 2, actions=bad, generator=seeded(0))
+
+
+def test_futures_belong_to_their_start_and_action_whatever_the_chunk() -> None:
+    start = torch.tensor([[0.0, 0.0], [100.0, 0.0], [200.0, 0.0]])
+    actions = torch.tensor([0.0, 10.0, 20.0]).view(3, 1, 1).expand(3, 4, 1)
+    for chunk in (1, 2, 4, 100):
+        told: list[tuple[int, int]] = []
+        states = sample_futures(
+            Drift(actions=True),
+            start,
+            4,
+            2,
+            actions=actions,
+            generator=seeded(0),
+            chunk=chunk,
+            on_step=lambda done, total, told=told: told.append((done, total)),
+        )
+        assert states.shape == (3, 2, 5, 2)
+        expected = torch.arange(5.0) * (1 + torch.tensor([0.0, 10.0, 20.0])).view(3, 1)
+        assert states[:, 0, :, 0].equal(start[:, :1] + expected)
+        assert states[:, 1].equal(states[:, 0])
+        total = 4 * -(-6 // chunk)
+        assert told == [(done, total) for done in range(1, total + 1)]
+
+
+def test_futures_of_one_start_differ(checkpoints: dict[Any, Path], some: tuple[Tensor, Tensor]) -> None:
+    model, _ = load_model(checkpoints["dsm", False])
+    states = sample_futures(model, some[0][:2, 0], 3, 3, generator=seeded(0))
+    assert states.shape == (2, 3, 4, 31)
+    for i in range(2):
+        torch.testing.assert_close(states[i, :, 0], some[0][i : i + 1, 0].expand(3, -1), rtol=0, atol=1e-6)
+        assert not states[i, 0, 1].equal(states[i, 1, 1])
+
+
+def test_registry() -> None:
+    assert all(model_class(name).name == name for name in MODELS)
+    assert all(dataclasses.is_dataclass(cls.Config) for cls in MODELS.values())
+    with pytest.raises(EbmtrajError, match="did you mean gaussian"):
+        model_class("gausian")
+    with pytest.raises(EbmtrajError, match="unknown transition model 'x'"):
+        model_class("x")
+
+
+@pytest.mark.slow
+def test_the_energy_beats_its_base_and_the_paper_s_baseline(hand_store: Path, tmp_path: Path) -> None:
+    """One-step energy score on held-out transitions, in units of the increments' spread."""
+    data = Transitions.load(Store.open(hand_store), "test")
+    batch = data.at(torch.arange(len(data)))
+    scores = {}
+    for name in ("fc", "dsm"):
+        recipe = recipe_for(hand_store, name, "training.steps=2000", "training.batch=256", "network.width=64")
+        train_transition(recipe, tmp_path / name, device="cpu")
+        model, _ = load_model(tmp_path / name / "checkpoints" / "best.safetensors")
+        truth = model.normaliser.delta(batch.state, batch.next_state)
+        a, b = (model.normaliser.delta(batch.state, model.sample_next(batch.state, None, seeded(s))) for s in (1, 2))
+        near = 0.5 * ((a - truth).norm(dim=-1) + (b - truth).norm(dim=-1))
+        scores[name] = (near - 0.5 * (a - b).norm(dim=-1)).mean().item()
+    assert scores["dsm"] < 0.7 * scores["fc"], scores
