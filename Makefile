@@ -8,10 +8,10 @@ WORKERS ?= 2
 demo: .venv/.ready
 	@$(BIN)/ebmtraj demo --out runs/demo --overwrite
 
-test: .venv/.ready
+test: .venv/.dev
 	@$(BIN)/pytest -n $(WORKERS) -m "not slow"
 
-slow: .venv/.ready
+slow: .venv/.dev
 	@$(BIN)/pytest -m slow
 
 results: demo
@@ -20,7 +20,7 @@ results: demo
 tables: .venv/.ready
 	@$(BIN)/python docs/make_tables.py
 
-lint: .venv/.ready
+lint: .venv/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -39,5 +39,9 @@ clean:
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "making .venv (once; a minute or two) ..."
 	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.ready
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

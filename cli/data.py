@@ -1,15 +1,22 @@
-"""`ebmtraj data`: look at a store and check it."""
+"""`ebmtraj data`: look at a store, check it, and bring data in and out."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from ebmtraj.cli.common import Json, print_json, say, stderr
+from ebmtraj.cli.common import Json, Overwrite, Resume, print_json, progress, say, stderr
 
-app = typer.Typer(help="Look at a store of rollouts, and check it.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from ebmtraj.datasets.interchange.source import Progress, Transferred
+
+app = typer.Typer(help="Look at a store of rollouts, check it, and bring data in and out.", no_args_is_help=True)
 StorePath = Annotated[str, typer.Argument(help="The store: a folder, or any fsspec URL.")]
 
 
@@ -56,3 +63,209 @@ def verify_command(store: StorePath, json_: Json = False) -> None:
             say(f"{store}: block {bad['block']}, episodes {bad['episodes']}: {bad['array']}: {bad['reason']}")
     if not result["ok"]:
         raise typer.Exit(2)
+
+
+@app.command("export")
+def export_command(
+    store: StorePath,
+    out: Annotated[Path, typer.Argument(help="What to make: a folder (minari, lerobot) or a file (npz).")],
+    form: Annotated[str, typer.Option("--format", help="minari, lerobot (v3.0) or npz.")],
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write a store in a format that other libraries read.
+
+    All are lossless. minari: the folder's name is the data set's id, so call it like hand-v0, and point
+    MINARI_DATASETS_PATH to the folder around it. lerobot: an episode's last state, which has no frame there, stands in
+    meta/episodes. npz: state (rows, S), action (rows, A), length, seed, terminated.
+
+    Example: ebmtraj data export hand.zarr exports/hand-v0 --format minari
+    """
+    from ebmtraj.datasets.interchange.formats import export_store
+
+    with _shown() as report:
+        made = export_store(store, out, form, overwrite=overwrite, on_progress=report)
+    if json_:
+        print_json({"store": store, "format": form, "out": made.path, **_plain(made)})
+        return
+    say(f"{made.path}: {made.episodes} episodes, {made.transitions} transitions as {form}")
+    _say_notes(made.notes)
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[str, typer.Argument(help="A Minari folder or id, a diffusion_policy zarr, or an npz file.")],
+    store: Annotated[str, typer.Argument(help="Where the store goes: a folder, or any fsspec URL.")],
+    form: Annotated[str, typer.Option("--format", help="minari, diffusion-policy or npz.")],
+    env: Annotated[str | None, typer.Option(help="The environment that the data is of.")] = None,
+    control_timestep: Annotated[float | None, typer.Option(help="Seconds a step. [default: the source's, or 1]")] = None,
+    fields: Annotated[
+        Path | None,
+        typer.Option(help="A JSON file with state_fields and action_fields, as `data info --json` prints them."),
+    ] = None,
+    state_key: Annotated[str | None, typer.Option(help="Name of the states' array. [default: state]")] = None,
+    action_key: Annotated[str | None, typer.Option(help="Name of the actions' array. [default: action]")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Make a store from data that you have.
+
+    Everything is checked before anything is written; episodes of different length are kept. diffusion-policy has as many
+    actions as states: the last action of each episode, whose outcome was not recorded, is dropped.
+
+    Example: ebmtraj data import pusht.zarr pusht-store.zarr --format diffusion-policy --control-timestep 0.1
+    """
+    from ebmtraj.datasets.interchange.formats import import_store
+    from ebmtraj.datasets.interchange.source import Given, read_fields
+
+    state_fields, action_fields = read_fields(fields) if fields else (None, None)
+    given = Given(env, control_timestep, state_fields, action_fields, state_key, action_key)
+    with _shown() as report:
+        made = import_store(source, store, form, given, overwrite=overwrite, resume=resume, on_progress=report)
+    _tell(made, json_, source=source, format=form)
+
+
+@app.command("merge")
+def merge_command(
+    stores: Annotated[list[str], typer.Argument(help="Two stores or more, and last the one to make.")],
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Make one store of several of the same environment; policies may differ and are all named in it.
+
+    Example: ebmtraj data merge trained.zarr random.zarr both.zarr
+    """
+    from ebmtraj.datasets.interchange.stores import merge_stores
+
+    with _shown() as report:
+        made = merge_stores(stores[:-1], stores[-1], overwrite=overwrite, resume=resume, on_progress=report)
+    _tell(made, json_, sources=stores[:-1])
+
+
+@app.command("split")
+def split_command(
+    store: StorePath,
+    out: Annotated[str, typer.Argument(help="Where the new store goes: a folder, or any fsspec URL.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")],
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write one split of a store as a store of its own.
+
+    Example: ebmtraj data split hand.zarr hand-test.zarr --split test
+    """
+    from ebmtraj.datasets.interchange.stores import split_store
+
+    with _shown() as report:
+        made = split_store(store, out, split, overwrite=overwrite, resume=resume, on_progress=report)
+    _tell(made, json_, source=store, split=split)
+
+
+@app.command("show")
+def show_command(
+    store: StorePath,
+    episode: Annotated[int, typer.Option(help="Number of the episode.", min=0)] = 0,
+    video: Annotated[Path | None, typer.Option(help="Also render it: .gif, or .mp4 with the extra `video`.")] = None,
+    tile: Annotated[int, typer.Option(help="Pixels a side of the video.", min=32, max=2048)] = 360,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Show one episode: ranges of its fields, how far the cube turned, how it ended; and a video of it.
+
+    Example: ebmtraj data show hand.zarr --episode 3 --video episode3.mp4
+    """
+    from ebmtraj.datasets.store import Store
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.card import episode_facts, turning_lines
+    from ebmtraj.report.film import check_film, film
+
+    if video is not None:
+        check_film(video)
+        if video.exists() and not overwrite:
+            raise EbmtrajError(f"{video} exists; give another path or --overwrite")
+    opened = Store.open(store)
+    facts = {"store": store, **episode_facts(opened, episode)}
+    if video is not None:
+        film(
+            opened.episode(episode).state,
+            str(opened.attributes["env"]),
+            video,
+            label=f"episode {episode}",
+            control_timestep=opened.control_timestep,
+            tile=tile,
+        )
+        facts["video"] = str(video)
+    if json_:
+        print_json(facts)
+        return
+    title = f"{store}, episode {episode} ({facts['split']}): {facts['steps']} steps, {facts['seconds']:.2f} s"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "field", "numbers", "unit", "lowest", "highest"):
+        table.add_column(name, justify="right" if name in ("numbers", "lowest", "highest") else "left")
+    for row in facts["fields"]:
+        lowest, highest = (f"{row[key]:.4g}" for key in ("low", "high"))
+        table.add_row(row["of"], row["field"], str(row["size"]), row["unit"], lowest, highest)
+    stderr.print(table)
+    for line in turning_lines(facts):
+        say(line)
+    say("ended by itself (terminated)" if facts["terminated"] else "went on to the step limit (not terminated)")
+    if video is not None:
+        say(f"{video}: {video.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command("card")
+def card_command(
+    store: StorePath,
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("card.html"),
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write a data card: one HTML page with fields, units, ranges, histograms, rotation, drops, frames and provenance.
+
+    Example: ebmtraj data card hand.zarr --out hand.html
+    """
+    from ebmtraj.report.card import data_card
+
+    with _shown() as report:
+        facts = data_card(store, out, overwrite=overwrite, on_progress=report)
+    if json_:
+        print_json({"store": store, **facts})
+        return
+    say(f"{out}: {facts['episodes']} episodes, {facts['transitions']} transitions, {out.stat().st_size / 1e6:.1f} MB")
+
+
+@contextmanager
+def _shown() -> Iterator[Progress]:
+    """A progress bar with one line a stage."""
+    tasks: dict[str, Any] = {}
+    with progress() as bar:
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, note="episodes")
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def _plain(made: Any) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(made).items() if key != "path"}
+
+
+def _tell(made: Transferred, json_: bool, **more: Any) -> None:
+    if json_:
+        print_json({**more, "store": made.path, **_plain(made)})
+        return
+    say(
+        f"{made.path}: {made.episodes} episodes, {made.transitions} transitions, {made.terminated} ended early, "
+        f"content hash {made.content_hash[:16]}"
+    )
+    _say_notes(made.notes)
+
+
+def _say_notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        say(f"note: {note}")

@@ -45,11 +45,14 @@ def transition(
 
     Example: ebmtraj train transition --data hand.zarr --run runs/hand --set training.steps=8000
     """
+    from ebmtraj.config import read_toml
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.training.loop import Progress
     from ebmtraj.trajectories.fit import load_recipe, train_transition
     from ebmtraj.trajectories.registry import ENERGIES, MODELS
 
+    if resume and overwrite:
+        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a run, the second replaces it")
     if objective is not None and objective not in ENERGIES:
         raise EbmtrajError(f"unknown objective {objective!r}; use one of {', '.join(ENERGIES)}")
     if model == "energy":
@@ -61,7 +64,9 @@ def transition(
             f"unknown model {model!r}; use one of energy, {', '.join(m for m in MODELS if m not in ENERGIES)}"
         )
     overrides = [*(set_ or []), *([f"training.seed={seed}"] if seed is not None else [])]
-    settings = load_recipe(recipe, overrides, {"model": model or objective, "actions": actions, "data": data})
+    # a resumed run goes on under its own recipe; what is given beside --resume must agree with it
+    defaults = read_toml(run / "config.toml") if resume and (run / "config.toml").exists() else None
+    settings = load_recipe(recipe, overrides, {"model": model or objective, "actions": actions, "data": data}, defaults)
 
     def note(p: Progress) -> str:
         return f"{p.stage} loss {p.loss:.4f}" + ("" if p.validation is None else f" validation {p.validation:.4f}")

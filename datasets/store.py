@@ -820,7 +820,7 @@ def _is_local(url: str) -> bool:
 
 
 def _url(path: str | Path) -> str:
-    text = str(path)
+    text = str(path).removeprefix("file://")  # fsspec's local files would not make folders
     return str(Path(text).expanduser()) if _is_local(text) else text.rstrip("/")
 
 

@@ -162,14 +162,16 @@ class Normaliser(nn.Module):
             ]
         )
         self.delta_mean, scale = _moments(deltas)
+        moves = deltas.amax(0) > deltas.amin(0)
         if whiten:
             z = (deltas - self.delta_mean).double()
-            covariance = z.T @ z / len(z) + 1e-6 * torch.diag(scale.double() ** 2)
+            covariance = z.T @ z / len(z) + torch.diag(torch.where(moves, 1e-6 * scale.double() ** 2, 1.0))
             root = torch.linalg.cholesky(covariance)
             self.delta_inverse = root.T.float()
             self.delta_matrix = torch.linalg.inv(root).T.float()
         else:
             self.delta_matrix, self.delta_inverse = torch.diag(1 / scale), torch.diag(scale)
+        self.delta_inverse = self.delta_inverse * moves  # what never moved in the data never moves in a rollout
         return self
 
     def context(self, state: Tensor, action: Tensor | None = None, *, matrices: bool = True, bound: float = 6.0) -> Tensor:

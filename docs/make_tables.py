@@ -47,7 +47,8 @@ def demo_table(results: dict[str, Any]) -> str:
         for panel, values in results["training_seconds"].items()
     )
     return (
-        f"{table}\nLower is better. Training time on one core each, {trained}. One seed ({results['seed']}), {results['seconds']['total']:.0f} s in all on "
+        f"{table}\nLower is better. Training time on one core each, {trained}. One seed ({results['seed']}), "
+        f"{results['seconds']['total']:.0f} s in all on "
         f"{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}, MuJoCo {versions['mujoco']}; "
         "made by `make results`, every number in [docs/results/demo.json](docs/results/demo.json).\n"
     )

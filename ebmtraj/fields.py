@@ -21,7 +21,7 @@ class Field:
     """A named slice of a state or action vector.
 
     `kind` decides how two successive values are compared: `plain` and `position` (metres) by difference, `angle`
-    (radians) by difference wrapped to (-pi, pi], `quaternion` (w, x, y, z; size 4) by the world-frame rotation between.
+    (radians) by difference wrapped to [-pi, pi), `quaternion` (w, x, y, z; size 4) by the world-frame rotation between.
     `low` and `high` are hard limits of the simulator, one number an entry, where there are any.
     """
 

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +29,17 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises `EbmtrajError` where the disk is full or the folder can't be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = ""
+    temporary = path.with_name(f".{path.name}.partial")  # always the same, so that a kill leaves at most one
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise EbmtrajError(f"can't write {path}: {error.strerror or error}") from None
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import os
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ebmtraj.envs.trained import TrainedPolicy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 
 Mode = Literal["smooth", "uniform"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+Rule = Literal["none", "every-4th-random", "twice"]
+ACTION_RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 class Policy(Protocol):
@@ -99,16 +107,152 @@ class RandomPolicy:
         return {"name": "random", "mode": self.mode, **smooth}
 
 
-POLICIES: dict[str, Callable[..., Policy]] = {"random": RandomPolicy}
+class CallablePolicy:
+    """A user's own `module:name`: any callable that takes states (B, S) and returns actions (B, A) within the bounds.
 
-
-def make_policy(name: str, action_fields: Sequence[Field], **kwargs: Any) -> Policy:
-    """A policy by its registry name for these action fields.
-
-    Raises `EbmtrajError` for unknown names and options, and for actions without finite bounds.
+    A `reset(generators)` of the callable is called at the start of episodes with one generator each; what it returns must
+    not depend on how episodes are batched, or the data depend on the number of workers. `sha256` refuses a module whose
+    source is another. Raises `EbmtrajError` where it can't be imported, fails, or returns what is not an action.
     """
-    if name not in POLICIES:
-        raise EbmtrajError(f"unknown policy {name!r}; use one of {', '.join(POLICIES)}")
+
+    def __init__(self, action_low: ArrayLike, action_high: ArrayLike, target: str, sha256: str | None = None) -> None:
+        self._low, self._high = np.asarray(action_low, dtype=np.float32), np.asarray(action_high, dtype=np.float32)
+        self.target = target
+        self._function, self.sha256 = _import_callable(target)
+        if sha256 is not None and sha256 != self.sha256:
+            raise EbmtrajError(
+                f"policy {target}: its source has changed since the data were begun; restore it or start anew"
+            )
+        self._batch = 0
+
+    def reset(self, generators: Sequence[np.random.Generator]) -> None:
+        """Start one episode a generator."""
+        self._batch = len(generators)
+        if callable(reset := getattr(self._function, "reset", None)):
+            self._guarded(reset, list(generators))
+
+    def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Actions (B, A), float32."""
+        given = self._guarded(self._function, states.copy())
+        shape = (len(states), len(self._low))
+        try:
+            actions = np.asarray(given, dtype=np.float32)
+        except (TypeError, ValueError, RuntimeError):
+            raise EbmtrajError(f"policy {self.target} returned {type(given).__name__}; return an array {shape}") from None
+        if actions.shape != shape:
+            raise EbmtrajError(
+                f"policy {self.target} returned actions of shape {actions.shape} for states {states.shape}; return {shape}"
+            )
+        if not np.isfinite(actions).all():
+            raise EbmtrajError(f"policy {self.target} returned NaN or infinity; check it with the states that it was given")
+        if not ((actions >= self._low) & (actions <= self._high)).all():
+            worst = actions.flat[int(np.maximum(actions - self._high, self._low - actions).argmax())]
+            raise EbmtrajError(f"policy {self.target} returned {worst:g}, outside the action bounds; clip its actions")
+        return actions
+
+    def _guarded(self, function: Callable[..., Any], *given: Any) -> Any:
+        try:
+            return function(*given)
+        except EbmtrajError:
+            raise
+        except Exception as error:
+            raise EbmtrajError(f"policy {self.target} failed: {type(error).__name__}: {error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that make this policy again."""
+        return {"name": self.target, "sha256": self.sha256}
+
+
+def _import_callable(target: str) -> tuple[Callable[..., Any], str]:
+    """What `module:name` stands for, from the installed packages or the working folder; and the sha256 of its source."""
+    module_name, _, name = target.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise EbmtrajError(
+            f"policy {target!r}: module {module_name!r} can't be imported ({type(error).__name__}: {error}); run in its "
+            "folder or put it on PYTHONPATH"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise EbmtrajError(f"policy {target!r}: module {module_name!r} has no callable {name!r}; give module:function")
+    source = getattr(module, "__file__", None)
+    return function, hashlib.sha256(Path(source).read_bytes() if source else module_name.encode()).hexdigest()
+
+
+class ActionRule:
+    """A policy whose actions are disturbed by rule, so that the data hold more than the policy's own habits.
+
+    `every-4th-random`: each 4th action of an episode is uniform in the action box, at its own offset an episode (Du &
+    Mordatch 2019, section 4.4, without the offset). `twice`: each action is held for two control steps, the first with
+    0.1 times a uniform random action added; every second state is what the code published with that paper recorded. The
+    noise has its own stream, seeded by one draw from the episode's generator. Raises `EbmtrajError` for other rules.
+    """
+
+    BLOCK = 16  # random actions drawn at a time from each episode's stream; changing it changes the data
+    NOISE = 0.1  # of `twice`
+
+    def __init__(self, policy: Policy, rule: str, action_low: ArrayLike, action_high: ArrayLike) -> None:
+        if rule not in ACTION_RULES or rule == "none":
+            raise EbmtrajError(f"unknown action rule {rule!r}; use one of {', '.join(ACTION_RULES)}")
+        self.policy, self.rule = policy, rule
+        self._low, self._high = np.asarray(action_low, dtype=np.float64), np.asarray(action_high, dtype=np.float64)
+
+    def reset(self, generators: Sequence[np.random.Generator]) -> None:
+        """Start one episode a generator."""
+        keys = [generator.integers(2**64, size=2, dtype=np.uint64) for generator in generators]
+        self._streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+        self._offset = np.array([int(stream.integers(4)) for stream in self._streams], dtype=np.int64)
+        self._noise = np.empty((len(keys), self.BLOCK, len(self._low)))
+        self._step = 0
+        self._held = np.empty(0, dtype=np.float32)
+        self.policy.reset(generators)
+
+    def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Actions (B, A), float32."""
+        step = self._step
+        self._step += 1
+        return self._every_4th(step, states) if self.rule == "every-4th-random" else self._twice(step, states)
+
+    def _every_4th(self, step: int, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        actions = self.policy(states)
+        random = self._random(step // 4) if step % 4 == 0 else self._noise[:, step // 4 % self.BLOCK]
+        chosen = np.equal(self._offset, step % 4)[:, None]
+        return np.where(chosen, random, actions).astype(np.float32)
+
+    def _twice(self, step: int, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        if step % 2 == 1:
+            return self._held
+        self._held = self.policy(states)
+        disturbed = self._held + self.NOISE * self._random(step // 2)
+        return np.clip(disturbed, self._low, self._high).astype(np.float32)
+
+    def _random(self, number: int) -> NDArray[np.float64]:
+        """The episodes' uniform actions (B, A) of this number, counted from 0; ask for them in order."""
+        if number % self.BLOCK == 0:
+            for block, stream in zip(self._noise, self._streams, strict=True):
+                block[:] = stream.uniform(self._low, self._high, block.shape)
+        return self._noise[:, number % self.BLOCK]
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that make this policy again."""
+        return {**self.policy.describe(), "action_rule": self.rule}
+
+
+POLICIES: dict[str, Callable[..., Policy]] = {"random": RandomPolicy, "trained": TrainedPolicy}
+
+
+def make_policy(name: str, action_fields: Sequence[Field], action_rule: str = "none", **kwargs: Any) -> Policy:
+    """A policy by its registry name, or a user's `module:callable`, for these action fields, under an action rule.
+
+    Raises `EbmtrajError` for unknown names, options and rules, and for actions without finite bounds.
+    """
+    if name not in POLICIES and ":" not in name:
+        raise EbmtrajError(f"unknown policy {name!r}; use one of {', '.join(POLICIES)}, or your own module:function")
+    if action_rule not in ACTION_RULES:
+        raise EbmtrajError(f"unknown action rule {action_rule!r}; use one of {', '.join(ACTION_RULES)}")
     low: list[float] = []
     high: list[float] = []
     for field in action_fields:
@@ -117,6 +261,7 @@ def make_policy(name: str, action_fields: Sequence[Field], **kwargs: Any) -> Pol
         low.extend(field.low)
         high.extend(field.high)
     try:
-        return POLICIES[name](low, high, **kwargs)
+        policy = POLICIES[name](low, high, **kwargs) if name in POLICIES else CallablePolicy(low, high, name, **kwargs)
     except TypeError as error:
         raise EbmtrajError(f"policy {name!r}: {str(error).split('() ')[-1]}; options given: {sorted(kwargs)}") from error
+    return policy if action_rule == "none" else ActionRule(policy, action_rule, low, high)

@@ -57,7 +57,7 @@ def test_scale_preconditions_step_and_noise() -> None:
     x, _ = langevin(energy, start, config, generator=seeded())
     torch.testing.assert_close(x.var(0), scales**2 / (1 - 0.4 / 4), rtol=0.04, atol=0)
     with pytest.raises(EbmtrajError, match="3 entries for an event of 2"):
-        langevin(energy, start, LangevinConfig(steps=1, scale=(1.0, 1.0, 1.0)))
+        langevin(energy, start, LangevinConfig(steps=1, scale=(1.0, 1.0, 1.0)), generator=torch.Generator())
 
 
 def test_one_step_of_each_kind_exactly() -> None:
@@ -129,7 +129,7 @@ def test_every_step_is_projected(config: LangevinConfig) -> None:
     x, _ = langevin(coupled, start, config, project=sphere, generator=seeded(2))
     torch.testing.assert_close(x.norm(dim=-1), torch.ones(6))
     assert calls == (1 + 9 if config.ladder is None else 1 + 6 * 2 + 5)
-    still, _ = langevin(coupled, start, LangevinConfig(steps=0), project=sphere)
+    still, _ = langevin(coupled, start, LangevinConfig(steps=0), project=sphere, generator=torch.Generator())
     torch.testing.assert_close(still, start / start.norm(dim=-1, keepdim=True))
 
 
@@ -216,9 +216,9 @@ def test_every_backend_gives_the_same_chain(config: LangevinConfig) -> None:
 
 def test_backends_that_are_not_there() -> None:
     with pytest.raises(EbmtrajError, match="no closed-form gradient"):
-        langevin(gaussian, torch.zeros(1, 2), LangevinConfig(backend="analytic"))
+        langevin(gaussian, torch.zeros(1, 2), LangevinConfig(backend="analytic"), generator=torch.Generator())
     with pytest.raises(EbmtrajError, match="unknown sampler backend 'numpy'"):
-        langevin(gaussian, torch.zeros(1, 2), LangevinConfig(backend="numpy"))  # type: ignore[arg-type]
+        langevin(gaussian, torch.zeros(1, 2), LangevinConfig(backend="numpy"), generator=torch.Generator())  # type: ignore[arg-type]
 
 
 class Watched(nn.Module):
@@ -308,11 +308,18 @@ def test_events_of_any_shape_and_none_at_all() -> None:
     def energy(x: Tensor, context: Any) -> Tensor:
         return 0.5 * x.square().flatten(1).sum(-1)
 
-    x, info = langevin(energy, torch.zeros(4, 3, 8, 8), LangevinConfig(steps=2, scale=(1.0,) * 192, record=True))
+    x, info = langevin(
+        energy,
+        torch.zeros(4, 3, 8, 8),
+        LangevinConfig(steps=2, scale=(1.0,) * 192, record=True),
+        generator=torch.Generator(),
+    )
     assert x.shape == (4, 3, 8, 8)
     assert info.gradient_norm is not None
     assert info.gradient_norm.shape == (2, 4)
-    assert langevin(energy, torch.zeros(0, 3), LangevinConfig(steps=2, scale=(1.0,) * 3))[0].shape == (0, 3)
+    assert langevin(energy, torch.zeros(0, 3), LangevinConfig(steps=2, scale=(1.0,) * 3), generator=torch.Generator())[
+        0
+    ].shape == (0, 3)
 
 
 @settings(max_examples=60, deadline=None)

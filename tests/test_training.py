@@ -34,7 +34,11 @@ SMALL = ["training.batch=32", "training.check_every=10", "training.log_every=5",
 
 
 def recipe_for(store: Path, model: str = "dsm", *changes: str, actions: bool = False) -> TransitionRecipe:
-    cd = ["network.buffer=200", "network.sampler.steps=3", "network.rollout_steps=3"] if model == "cd" else []
+    cd = (
+        ["network.buffer=200", "network.keep=0.95", "network.sampler.steps=3", "network.rollout_steps=3"]
+        if model == "cd"
+        else []
+    )
     given = {"model": model, "actions": actions, "data": str(store)}
     return load_recipe(None, [*SMALL, "training.steps=60", *cd, *changes], given)
 

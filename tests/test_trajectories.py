@@ -14,13 +14,20 @@ from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Transitions, trajectories
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
+from ebmtraj.samplers.langevin import gradient_of
 from ebmtraj.training.loop import Stage
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import MODELS, load_model, make_model, model_class
 from ebmtraj.trajectories.rollout import rollout, sample_futures
+from ebmtraj.trajectories.transition import TiltedPairEnergy
 
 QUATERNION = slice(27, 31)  # of the hand's state: 24 joints, the cube's position, its quaternion
+PAPER = [  # the paper's own setting of the energy, see `PairConfig`
+    *("network.space=state", "network.negatives=pair", "network.matrices=false", "network.whiten=false"),
+    *("network.scale=1.0", "network.prior=0.0", "network.start=uniform", "network.keep=0.95", "network.alpha=1.0"),
+    *("network.beta1=0.0", "network.sampler.step_size=10.0", "network.sampler.noise=0.005"),
+]
 CASES = [(name, actions) for name in MODELS for actions in (False, True)]
 
 
@@ -110,7 +117,7 @@ def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("cd", ["network.space=state", "network.negatives=pair", "network.matrices=false"]),  # as in the paper
+        ("cd", PAPER),
         ("cd", ["network.whiten=true", "network.spectral=false"]),
         ("dsm", ["network.whiten=true", "network.sampler.steps=1", "network.sampler.ladder.predictor=euler"]),
         ("fc", ["network.space=delta", "network.matrices=true", "network.spectral=false"]),
@@ -125,6 +132,23 @@ def test_other_settings(
     states = rollout(model, some[0][:, 0], 5, generator=seeded(0))
     assert states.isfinite().all()
     torch.testing.assert_close(states[..., QUATERNION].norm(dim=-1), torch.ones(4, 6), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spectral", [True, False])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_pair_energy_s_two_forms_and_their_gradients_agree(spectral: bool, depth: int) -> None:
+    torch.manual_seed(0)
+    energy = TiltedPairEnergy(3, 4, prior=0.7, width=16, depth=depth, spectral=spectral, scale=20.0).double().eval()
+    pair = torch.randn(8, 7, dtype=torch.float64)
+    first, second = pair[:, :3], pair[:, 3:]
+    context = energy.prepare(first).detach()
+    torch.testing.assert_close(energy(second, context), energy(pair))
+    torch.testing.assert_close(energy(pair), energy.tilt(pair) + 0.35 * second.square().sum(-1))
+    whole, half = energy.gradient(pair), energy.gradient(second, context)
+    torch.testing.assert_close(whole, gradient_of(energy, "autograd")(pair, None))
+    torch.testing.assert_close(half, gradient_of(energy, "autograd")(second, context))
+    torch.testing.assert_close(half, whole[:, 3:])
+    assert energy.tilt(pair).std() > 0.1
 
 
 @pytest.mark.parametrize(("name", "actions"), CASES)

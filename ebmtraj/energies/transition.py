@@ -133,7 +133,7 @@ class TiltedTransition(nn.Module):
         self.spread_shift.zero_()
         mean, log_std = self.base(context)
         r = (z - mean) * torch.exp(-log_std)
-        self.spread_shift.copy_(r.clamp(-self.bound, self.bound).square().mean(0).sqrt().log())
+        self.spread_shift.copy_(r.clamp(-self.bound, self.bound).square().mean(0).sqrt().clamp_min(1e-3).log())
         self.base_net.requires_grad_(False)
 
     def residual(self, z: Tensor, base: Base) -> Tensor:

@@ -61,7 +61,7 @@ def langevin(
     context: Any = None,
     project: Callable[[Tensor], Tensor] | None = None,
     mask: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Info]:
     """Sample exp(-E(x | context)) by Langevin dynamics from `x`, shape `(B, *event)`.
 

@@ -167,7 +167,7 @@ def train(
                     validation = _validate(state.averaged, state.stage, checks)
                     fault = None if math.isfinite(validation) else "the validation loss is not finite"
                 if fault is not None:
-                    state = _roll_back(fault, good, model, shares, config, guard, metrics, stage.name, device)
+                    state = _roll_back(fault, good, model, shares, config, guard, metrics, stage.name, state.total, device)
                     continue
                 state.seconds = time.perf_counter() - clock
                 row: dict[str, Any] = {"stage": stage.name, "step": state.total, "loss": loss.item()}
@@ -323,13 +323,15 @@ def _roll_back(
     guard: Guard,
     metrics: MetricsWriter,
     stage: str,
+    reached: int,
     device: torch.device,
 ) -> _State:
     tries = guard.tries + 1
     if tries > config.guard.retries:
+        metrics.write({"stage": stage, "step": reached, "event": "gave up", "why": fault})
         raise EbmtrajError(
             f"training diverged in stage {stage} ({fault}) and did so again after {config.guard.retries} roll-backs; "
-            f"lower the learning rate: --set training.learning_rate={config.learning_rate / 4:g}"
+            f"begin anew with a lower rate: --overwrite --set training.learning_rate={config.learning_rate / 4:g}"
         )
     state, _ = _load(good, model, shares, config, guard, device)
     guard.tries = tries

@@ -24,8 +24,11 @@ def rollout(
     """Self-predicted trajectories from `start` `(B, S)`, with `actions` `(B, T, A)` if the model takes them, `(B, T+1, S)`.
 
     After each step the state is kept within the training data's range (widened a little) and its quaternions unit, so a
-    model that errs errs within bounds. Raises `EbmtrajError` where the actions are missing or too few.
+    model that errs errs within bounds. Raises `EbmtrajError` where the starts have another shape, or actions are missing or
+    too few.
     """
+    if start.dim() != 2 or start.shape[1] != model.state_size or len(start) == 0:
+        raise EbmtrajError(f"starts have shape {tuple(start.shape)}; this model needs (B, {model.state_size}) with B >= 1")
     if model.actions and (actions is None or actions.shape[1] < steps):
         have = 0 if actions is None else actions.shape[1]
         raise EbmtrajError(f"this model takes actions: {steps} steps need as many actions, and there are {have}")

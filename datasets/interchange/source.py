@@ -1,0 +1,418 @@
+"""What every import, merge and split shares: episodes from somewhere go, checked, block by block into a store.
+
+A source is read twice: once to check every number, so that nothing is made or replaced for the sake of bad data, and once
+to write it. Killed while writing, it leaves a store that `resume` completes to the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebmtraj.datasets.store import SCHEMA, EpisodeBlock, Floats, Store, StoreRecipe, StoreWriter, is_vacant
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field, fields_from_json, total_size
+
+BLOCK_ROWS = 131_072  # state rows that are held, and committed, at a time
+CARRIED = "ebmtraj"  # the key under which other formats carry what they have no place for
+Progress = Callable[[str, int, int], None]  # what is being done, episodes done, episodes in all
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says of a source that does not say it itself; None leaves it to the source."""
+
+    env: str | None = None
+    control_timestep: float | None = None  # s
+    state_fields: tuple[Field, ...] | None = None
+    action_fields: tuple[Field, ...] | None = None
+    state_key: str | None = None  # name of the array, where the format leaves it open
+    action_key: str | None = None
+
+    def __post_init__(self) -> None:
+        step = self.control_timestep
+        if step is not None and not 0 < step < 1e6:
+            raise EbmtrajError(f"--control-timestep is {step}; give seconds above 0")
+
+
+class RawEpisode(NamedTuple):
+    """One episode as the source has it: not yet checked."""
+
+    state: NDArray[Any]  # (T + 1, S)
+    action: NDArray[Any]  # (T, A)
+    seed: int | None
+    terminated: bool
+
+
+class Source(ABC):
+    """Episodes in some format; `recipe` says of what, `notes` what a user should know of how they were read."""
+
+    name: str  # as the user gave it
+    total: int  # episodes that it holds
+    recipe: StoreRecipe
+    notes: list[str]
+
+    @abstractmethod
+    def episodes(self) -> Iterator[RawEpisode]:
+        """All episodes in their order; each call starts anew. Raises `EbmtrajError` where they can't be read."""
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What a store holds after an import, a merge or a split."""
+
+    path: str
+    episodes: int
+    transitions: int
+    terminated: int
+    content_hash: str
+    notes: tuple[str, ...] = ()
+
+
+def import_source(
+    source: Source,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> Transferred:
+    """Check all of a source, then write it as the store at `path`.
+
+    Raises `EbmtrajError` where a shape does not fit, a number is not finite, no episode has a transition, or the target
+    exists and neither `overwrite` nor `resume` is given; the target is touched only after every check.
+    """
+    refuse_target(path, overwrite=overwrite, resume=resume)
+    checked = _Checked(source)
+    for _ in checked.blocks():
+        on_progress("checking", checked.seen, source.total)
+    if not checked.kept:
+        raise EbmtrajError(f"{source.name} holds no episode with a transition; nothing was imported")
+    notes = [*source.notes, *checked.notes()]
+    blocks = _reported(checked.blocks(), lambda done: on_progress("writing", done, checked.kept))
+    store = write_store(path, source.recipe, blocks, overwrite=overwrite, resume=resume)
+    return transferred(store, notes)
+
+
+def write_store(
+    path: str | Path, recipe: StoreRecipe, blocks: Iterator[EpisodeBlock], *, overwrite: bool = False, resume: bool = False
+) -> Store:
+    """Write blocks of episodes as a finished store; with `resume`, those that are stored already are compared and skipped.
+
+    Raises `EbmtrajError` where the target exists, can't be written, or holds other episodes than the source begins with.
+    """
+    refuse_target(path, overwrite=overwrite, resume=resume)
+    path = plain(path)
+    if resume and not is_vacant(path):
+        writer = StoreWriter.resume(path, recipe)
+    else:
+        writer = StoreWriter.create(path, recipe, overwrite=overwrite)
+    stored = Store.open(path)._episode_array("digest") if writer.episodes else np.empty((0, 32), np.uint8)
+    seen = 0
+    for block in blocks:
+        count = len(block.length)
+        known = min(max(len(stored) - seen, 0), count)
+        if known and (part(block, 0, known).digests() != stored[seen : seen + known]).any():
+            raise EbmtrajError(f"store {path} holds other episodes than this source; import into another path")
+        if known < count:
+            writer.append_block(part(block, known, count))
+        seen += count
+    if seen < len(stored):
+        raise EbmtrajError(f"store {path} holds {len(stored)} episodes, this source only {seen}; use another path")
+    return writer.finish()
+
+
+def transferred(store: Store, notes: Sequence[str] = ()) -> Transferred:
+    """The summary of a finished store."""
+    terminated = int(store.terminated.sum())
+    return Transferred(store.path, store.episodes, store.transitions, terminated, store.content_hash or "", tuple(notes))
+
+
+def refuse_target(path: str | Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Raise `EbmtrajError` where a target is of an unknown kind, or exists and may not be replaced."""
+    if overwrite and resume:
+        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a store, the second replaces it")
+    known_scheme(path)
+    if not (overwrite or resume) and not is_vacant(plain(path)):
+        raise EbmtrajError(f"{path} exists; give another path, --overwrite to replace a store or --resume to go on with it")
+
+
+def plain(path: str | Path) -> str:
+    """A `file://` URL as the path that it names, since fsspec makes no folders there; anything else as it is."""
+    return str(path).removeprefix("file://")
+
+
+def known_scheme(path: str | Path) -> None:
+    """Raise `EbmtrajError` for a URL of a kind that fsspec does not know."""
+    scheme, mark, _ = str(path).partition("://")
+    if mark:
+        from fsspec import available_protocols  # type: ignore[import-untyped]
+
+        chained = scheme.split("::")  # as in simplecache::s3://
+        unknown = [one for one in chained if one not in available_protocols()]
+        if unknown:
+            raise EbmtrajError(f"{path}: unknown URL scheme {unknown[0]!r}; use a folder, or a URL such as file:// or s3://")
+
+
+def finished(path: str | Path) -> Store:
+    """Open a store that is complete; raises `EbmtrajError` where it is not."""
+    known_scheme(path)
+    store = Store.open(plain(path))
+    if not store.complete or store.content_hash is None:
+        raise EbmtrajError(f"store {store.path} is not finished; go on with the command that made it and --resume")
+    return store
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional library; raises `EbmtrajError` that names the extra where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise EbmtrajError(f"{module} is not installed; run pip install 'ebmtraj[{extra}]'") from None
+
+
+# recipes
+
+
+def carried(store: Store) -> dict[str, Any]:
+    """What another format must carry beside the arrays so that the store can be made again, as plain JSON values."""
+    keys = (*_recipe(store).identity(), "env_attributes")
+    return {
+        **{key: store.attributes.get(key) for key in keys},
+        "split_seed": store.attributes["split"]["seed"],
+        "content_hash": store.content_hash,
+        "versions": store.attributes.get("versions"),
+    }
+
+
+def recipe_of(store: Store) -> StoreRecipe:
+    """The recipe that a store was made with."""
+    return _recipe(store)
+
+
+def _recipe(store: Store) -> StoreRecipe:
+    return carried_recipe({**store.attributes, "split_seed": store.attributes["split"]["seed"]}, store.path)
+
+
+def carried_recipe(values: Mapping[str, Any], name: str) -> StoreRecipe:
+    """The recipe in what `carried` gave; raises `EbmtrajError` where it is damaged."""
+    try:
+        if values["schema"] > SCHEMA:
+            raise EbmtrajError(f"{name} was made by a newer ebmtraj (schema {values['schema']}); update ebmtraj")
+        return StoreRecipe(
+            env=values["env"],
+            control_timestep=float(values["control_timestep"]),
+            state_fields=fields_from_json(values["state_fields"]),
+            action_fields=fields_from_json(values["action_fields"]),
+            policy=values["policy"],
+            env_kwargs=values["env_kwargs"],
+            env_attributes=values.get("env_attributes") or {},
+            action_noise=values["action_noise"],
+            seed=values["seed"],
+            steps=values["steps"],
+            split_seed=values["split_seed"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EbmtrajError(f"{name}: what it carries of its store is damaged ({type(error).__name__}: {error})") from None
+
+
+def carried_values(text: Any, name: str) -> dict[str, Any] | None:
+    """What a file carries of its store: a JSON object as text, or one already read; None where there is nothing."""
+    if text is None:
+        return None
+    try:
+        values = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise EbmtrajError(f"{name}: what it carries of its store is not a JSON object")
+    return values
+
+
+def described(
+    given: Given,
+    known: Mapping[str, Any] | None,
+    name: str,
+    kind: str,
+    state_size: int,
+    action_size: int,
+    *,
+    env: str | None = None,
+    state_fields: tuple[Field, ...] | None = None,
+    action_fields: tuple[Field, ...] | None = None,
+) -> tuple[StoreRecipe, list[str]]:
+    """The recipe of a source, from what the user gives, what it carries (`known`), or what its format says; and notes.
+
+    Raises `EbmtrajError` where the fields do not make up the size of the vectors.
+    """
+    notes = []
+    if known is not None:
+        recipe = carried_recipe(known, name)
+    else:
+        if given.control_timestep is None:
+            notes.append("the source names no control time step: 1 s a step is assumed; give --control-timestep")
+        if given.state_fields is None:
+            notes.append("the source names no units: numbers are plain, quaternions too; give --fields to say more")
+        recipe = StoreRecipe(
+            env=env or "imported",
+            control_timestep=1.0,
+            state_fields=state_fields or (Field("state", state_size),),
+            action_fields=action_fields or (Field("action", action_size),),
+            policy={"name": "unknown"},
+            action_noise="unknown",
+            env_attributes={"imported": {"format": kind, "name": Path(name).name}},
+        )
+    for key in ("env", "control_timestep", "state_fields", "action_fields"):
+        if getattr(given, key) is not None:
+            recipe = replace(recipe, **{key: getattr(given, key)})
+    for label, fields, size in (("state", recipe.state_fields, state_size), ("action", recipe.action_fields, action_size)):
+        if total_size(fields) != size:
+            raise EbmtrajError(
+                f"{name}: {label}s have {size} numbers, but the fields ({', '.join(f.name for f in fields)}) make up "
+                f"{total_size(fields)}; mend --fields"
+            )
+    return recipe, notes
+
+
+def read_fields(path: Path) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
+    """State and action fields of a JSON file with `state_fields` and `action_fields`, as `ebmtraj data info --json` prints.
+
+    Raises `EbmtrajError` where it can't be read or a field is none.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        state, action = values["state_fields"], values["action_fields"]
+    except OSError as error:
+        raise EbmtrajError(f"--fields {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise EbmtrajError(
+            f"--fields {path}: not a JSON object with state_fields and action_fields; see ebmtraj data info --json"
+        ) from None
+    if not all(isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows) for rows in (state, action)):
+        raise EbmtrajError(f"--fields {path}: state_fields and action_fields must be lists of objects with name and size")
+    return fields_from_json(state), fields_from_json(action)
+
+
+# checking
+
+
+class _Checked:
+    """Blocks of a source's episodes, each number checked, and what was noticed on the way."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.seen = self.kept = self.empty = self.unseeded = 0
+        self.rounded: set[str] = set()
+
+    def blocks(self) -> Iterator[EpisodeBlock]:
+        self.seen = self.kept = self.empty = self.unseeded = 0
+        held: list[tuple[Floats, Floats, int, bool]] = []
+        rows = 0
+        for episode in self.source.episodes():
+            number, self.seen = self.seen, self.seen + 1
+            state = self._vectors("state", episode.state, self.source.recipe.state_fields, number)
+            action = self._vectors("action", episode.action, self.source.recipe.action_fields, number)
+            if len(state) != len(action) + 1:
+                raise EbmtrajError(
+                    f"{self.source.name}: episode {number} has {len(action)} actions and {len(state)} states; "
+                    "an episode has one state more than actions"
+                )
+            if not len(action):
+                self.empty += 1
+                continue
+            if held and rows + len(state) > BLOCK_ROWS:
+                yield _block(held)
+                held, rows = [], 0
+            self.unseeded += episode.seed is None
+            # Not made from a seed that is known: its number in the source is what it can be found by.
+            held.append((state, action, number if episode.seed is None else episode.seed, episode.terminated))
+            rows += len(state)
+            self.kept += 1
+        if held:
+            yield _block(held)
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.empty:
+            notes.append(f"{self.empty} of {self.seen} episodes have no transition and are left out")
+        if self.unseeded:
+            notes.append("the source names no seeds: an episode's seed is its number in the source")
+        if self.rounded:
+            notes.append(f"numbers were rounded to float32 (from {', '.join(sorted(self.rounded))}), which a store keeps")
+        return notes
+
+    def _vectors(self, label: str, values: NDArray[Any], fields: Sequence[Field], number: int) -> Floats:
+        where = f"{self.source.name}: episode {number}: {label}"
+        values = np.asarray(values)
+        if values.dtype.kind not in "fiub":
+            raise EbmtrajError(f"{where} is of type {values.dtype}; only numbers can be imported")
+        if values.ndim != 2 or values.shape[1] != total_size(fields):
+            raise EbmtrajError(f"{where} has shape {values.shape}; expected (steps, {total_size(fields)})")
+        if values.dtype != np.float32:
+            if values.dtype.itemsize > 2 or values.dtype.kind == "f":
+                self.rounded.add(str(values.dtype))
+            with np.errstate(over="ignore"):  # what float32 can't hold is found below
+                values = values.astype(np.float32)
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            raise EbmtrajError(
+                f"{where} field {entry_name(fields, int(column))} is {values[row, column]} at step {row}; "
+                "nothing was imported: mend or leave out that episode"
+            )
+        return values
+
+
+def _block(held: Sequence[tuple[Floats, Floats, int, bool]]) -> EpisodeBlock:
+    states, actions, seeds, terminated = zip(*held, strict=True)
+    return EpisodeBlock(
+        np.concatenate(states),
+        np.concatenate(actions),
+        np.array([len(action) for action in actions]),
+        np.array(seeds, np.uint64),
+        np.array(terminated, np.bool_),
+    )
+
+
+def part(block: EpisodeBlock, first: int, last: int) -> EpisodeBlock:
+    """Episodes `first` to `last` - 1 of a block."""
+    chosen = np.zeros(len(block.length), np.bool_)
+    chosen[first:last] = True
+    return pick(block, chosen)
+
+
+def pick(block: EpisodeBlock, chosen: NDArray[np.bool_]) -> EpisodeBlock:
+    """The episodes of a block where `chosen` (E,) holds."""
+    if chosen.all():
+        return block
+    return EpisodeBlock(
+        block.state[np.repeat(chosen, block.length + 1)],
+        block.action[np.repeat(chosen, block.length)],
+        block.length[chosen],
+        block.seed[chosen],
+        block.terminated[chosen],
+    )
+
+
+def entry_name(fields: Sequence[Field], column: int) -> str:
+    """Name of a column of a state or action vector, e.g. `cube_position.x`."""
+    for field in fields:
+        if column < field.size:
+            return f"{field.name}.{field.entries[column]}" if field.entries else f"{field.name}[{column}]"
+        column -= field.size
+    return f"[{column}]"
+
+
+def _reported(blocks: Iterator[EpisodeBlock], report: Callable[[int], None]) -> Iterator[EpisodeBlock]:
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block.length)
+        report(done)

@@ -1,0 +1,1 @@
+"""What makes the shipped data policy: gait search and residual PPO on the batched simulator."""
