@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ebmtraj.cli import collect, data, demo, evaluate, rollout, train
+from ebmtraj.cli import collect, data, demo, evaluate, policy, rollout, train
 from ebmtraj.errors import EbmtrajError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("collect")(collect.collect_command)
 app.add_typer(data.app, name="data")
+app.add_typer(policy.app, name="policy")
 app.add_typer(train.app, name="train")
 app.command("rollout")(rollout.rollout_command)
 app.command("evaluate")(evaluate.evaluate_command)

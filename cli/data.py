@@ -48,7 +48,7 @@ def verify_command(store: StorePath, json_: Json = False) -> None:
 
     Example: ebmtraj data verify hand.zarr
     """
-    from ebmtraj.datasets.store import verify
+    from ebmtraj.datasets.verify import verify
 
     result = verify(store)
     if json_:

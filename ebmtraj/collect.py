@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from ebmtraj.datasets.store import EpisodeBlock, StoreRecipe, StoreWriter, is_vacant
+from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
+from ebmtraj.datasets.writer import StoreWriter
+from ebmtraj.datasets.zarr_files import is_vacant
 from ebmtraj.envs.batch import BatchEnv
 from ebmtraj.envs.policies import Policy, make_policy
 from ebmtraj.envs.registry import make_batch

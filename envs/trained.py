@@ -136,9 +136,15 @@ def forward(layers: Sequence[tuple[Array, Array]], features: Array) -> Array:
     """The network's output (B, 21) for features (B, F); each layer is a weight (in, out) and a bias (out,)."""
     hidden = features
     for weight, bias in layers[:-1]:
-        hidden = quantise(bend(hidden @ weight + bias), FEATURE_BITS, FEATURE_LIMIT)
+        hidden = quantise(bend(_product(hidden, weight) + bias), FEATURE_BITS, FEATURE_LIMIT)
     weight, bias = layers[-1]
-    return quantise(hidden @ weight + bias, FEATURE_BITS, FEATURE_LIMIT)
+    return quantise(_product(hidden, weight) + bias, FEATURE_BITS, FEATURE_LIMIT)
+
+
+def _product(rows: Array, weight: Array) -> Array:
+    """rows (B, in) @ weight (in, out), some rows at a time: BLAS starts threads for more, and workers fight over cores."""
+    size = max(1, 2**18 // weight.size)
+    return np.concatenate([rows[i : i + size] @ weight for i in range(0, max(len(rows), 1), size)])
 
 
 def reduced_rotation(quaternion: Array) -> Array:

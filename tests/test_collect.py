@@ -20,7 +20,8 @@ import pytest
 
 from ebmtraj import collect as collect_module
 from ebmtraj.collect import CollectConfig, collect, episode_seed, simulate_block
-from ebmtraj.datasets.store import Store, verify
+from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.verify import verify
 from ebmtraj.envs.batch import HandCubeBatch
 from ebmtraj.errors import EbmtrajError
 
@@ -257,7 +258,7 @@ def test_bad_requests_leave_what_is_there(tmp_path: Path) -> None:
         (REACHER, {"overwrite": True, "resume": True}, "choose one"),
         (replace(REACHER, seed=4), {"resume": True}, "seed = 3, not 4"),
         (replace(REACHER, steps=21), {"resume": True}, "steps = 20, not 21"),
-        (replace(REACHER, policy_kwargs={"scale": 0.5}), {"resume": True}, "policy.scale = 0.8, not 0.5"),
+        (replace(REACHER, policy_kwargs={"scale": 0.5}), {"resume": True}, "policy.scale = 0.7, not 0.5"),
         (replace(REACHER, env="hand-cube"), {"resume": True}, "was made with"),
         (replace(REACHER, env="Reecher-v5"), {"overwrite": True}, "Reecher-v5"),
         (replace(REACHER, policy="expert"), {"overwrite": True}, "unknown policy 'expert'"),

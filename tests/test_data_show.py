@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from ebmtraj.cli import app
-from ebmtraj.datasets.store import EpisodeBlock, Store, StoreRecipe, StoreWriter
+from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
+from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.envs.render import Renderer
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field

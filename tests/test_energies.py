@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import ebmtraj.energies
-from ebmtraj.energies.transition import Base, PairEnergy, ResidualEnergy, TiltedTransition
+from ebmtraj.energies.transition import Base, PairEnergy, ResidualEnergy, TiltedPairEnergy, TiltedTransition
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, gradient_of, langevin
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching
@@ -34,6 +34,12 @@ def pair() -> tuple[nn.Module, Call]:
     return energy, lambda x, c, s: energy(x)
 
 
+def tilted_pair() -> tuple[nn.Module, Call]:
+    energy = lively(TiltedPairEnergy(CONTEXT, EVENT, prior=0.7, width=16, depth=3, spectral=True, scale=5.0))
+    assert isinstance(energy, TiltedPairEnergy)
+    return energy, lambda x, c, s: energy(x, energy.prepare(c))
+
+
 def residual() -> tuple[nn.Module, Call]:
     energy = lively(ResidualEnergy(EVENT, CONTEXT, width=16))
     assert isinstance(energy, ResidualEnergy)
@@ -47,6 +53,7 @@ def tilted() -> tuple[nn.Module, Call]:
 
 ENERGIES: dict[type[nn.Module], Callable[[], tuple[nn.Module, Call]]] = {
     PairEnergy: pair,
+    TiltedPairEnergy: tilted_pair,
     ResidualEnergy: residual,
     TiltedTransition: tilted,
 }

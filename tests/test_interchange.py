@@ -18,12 +18,15 @@ from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from ebmtraj.cli import app
+from ebmtraj.datasets.blocks import SPLITS, EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.interchange import lerobot as lerobot_module
 from ebmtraj.datasets.interchange import source as source_module
 from ebmtraj.datasets.interchange.formats import EXPORTS, IMPORTS, export_store, import_store
 from ebmtraj.datasets.interchange.source import Given, recipe_of
 from ebmtraj.datasets.interchange.stores import merge_stores, split_store
-from ebmtraj.datasets.store import SPLITS, EpisodeBlock, Store, StoreRecipe, StoreWriter, verify
+from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.verify import verify
+from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 
@@ -514,7 +517,7 @@ def test_export_target(store: Store, tmp_path: Path, capfd: pytest.CaptureFixtur
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "_rows", fail)
+        patch.setattr(Store, "rows", fail)
         one_line(call(capfd, *command, "--overwrite"), "No space left")
         one_line(call(capfd, "data", "export", store.path, tmp_path / "p" / name, "--format", form), "No space left")
     assert [each.name for each in (tmp_path / "o").iterdir()] == [name]

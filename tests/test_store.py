@@ -16,7 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebmtraj.datasets import store as store_module
-from ebmtraj.datasets.store import EpisodeBlock, Store, StoreRecipe, StoreWriter, episode_splits, is_vacant, verify
+from ebmtraj.datasets import writer as writer_module
+from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe, episode_splits
+from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.verify import verify
+from ebmtraj.datasets.writer import StoreWriter
+from ebmtraj.datasets.zarr_files import is_vacant
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 
@@ -61,7 +66,8 @@ def fill(path: Path | str, blocks: list[EpisodeBlock], recipe: StoreRecipe = REC
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few episodes make several chunks and shards."""
     for name, value in (("CHUNK_ROWS", 32), ("SHARD_ROWS", 64), ("CHUNK_EPISODES", 4), ("SHARD_EPISODES", 8)):
-        monkeypatch.setattr(store_module, name, value)
+        monkeypatch.setattr(writer_module, name, value)
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 64)
     monkeypatch.setattr(store_module, "SPAN_ROWS", 100)
 
 

@@ -24,7 +24,8 @@ LAYERS = (
     ("cli", "__main__"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS, start=1) for name in names}
-NO_TORCH = ("ebmtraj.envs.", "ebmtraj.datasets.store", "ebmtraj.collect")
+STORAGE = ("blocks", "moments", "store", "verify", "writer", "zarr_files")
+NO_TORCH = ("ebmtraj.envs.", *(f"ebmtraj.datasets.{name}" for name in STORAGE), "ebmtraj.collect")
 
 
 def sources() -> dict[str, Path]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Transitions, trajectories
+from ebmtraj.energies.transition import TiltedPairEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.samplers.langevin import gradient_of
@@ -20,7 +21,6 @@ from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transi
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import MODELS, load_model, make_model, model_class
 from ebmtraj.trajectories.rollout import rollout, sample_futures
-from ebmtraj.trajectories.transition import TiltedPairEnergy
 
 QUATERNION = slice(27, 31)  # of the hand's state: 24 joints, the cube's position, its quaternion
 PAPER = [  # the paper's own setting of the energy, see `PairConfig`

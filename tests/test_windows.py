@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.store import EpisodeBlock, Store, StoreRecipe, StoreWriter
+from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
+from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import SPLITS, Normaliser, Transitions, trajectories
+from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebmtraj.datasets.blocks import SPLITS, EpisodeBlock
 from ebmtraj.datasets.interchange.source import Progress, carried, entry_name, finished, require
 from ebmtraj.datasets.interchange.target import Exported, refuse, replacing
-from ebmtraj.datasets.store import SPLITS, EpisodeBlock, Store
+from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import total_size
 

@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ebmtraj.datasets.store import SCHEMA, EpisodeBlock, Floats, Store, StoreRecipe, StoreWriter, is_vacant
+from ebmtraj.datasets.blocks import SCHEMA, EpisodeBlock, Floats, StoreRecipe
+from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.writer import StoreWriter
+from ebmtraj.datasets.zarr_files import is_vacant
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json, total_size
 
@@ -115,7 +118,7 @@ def write_store(
         writer = StoreWriter.resume(path, recipe)
     else:
         writer = StoreWriter.create(path, recipe, overwrite=overwrite)
-    stored = Store.open(path)._episode_array("digest") if writer.episodes else np.empty((0, 32), np.uint8)
+    stored = Store.open(path).episode_array("digest") if writer.episodes else np.empty((0, 32), np.uint8)
     seen = 0
     for block in blocks:
         count = len(block.length)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebmtraj.datasets.blocks import SPLITS, EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.interchange.source import (
     Progress,
     Transferred,
@@ -22,7 +23,7 @@ from ebmtraj.datasets.interchange.source import (
     transferred,
     write_store,
 )
-from ebmtraj.datasets.store import SPLITS, EpisodeBlock, Store, StoreRecipe
+from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 
 _ALIKE = ("env", "env_kwargs", "control_timestep", "state_fields", "action_fields")  # what merged stores must share
@@ -148,7 +149,7 @@ def _refuse_duplicates(stores: Sequence[Store]) -> None:
     """The same episode twice would stand in train and in test."""
     owners = np.repeat(np.arange(len(stores)), [store.episodes for store in stores])
     numbers = np.concatenate([np.arange(store.episodes) for store in stores])
-    digests: NDArray[Any] = np.concatenate([store._episode_array("digest") for store in stores])
+    digests: NDArray[Any] = np.concatenate([store.episode_array("digest") for store in stores])
     keys = np.ascontiguousarray(digests).view("V32").ravel()
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1])

@@ -28,6 +28,62 @@ class PairEnergy(nn.Module):
         return self.scale * self.net(x).squeeze(-1)
 
 
+class TiltedPairEnergy(PairEnergy):
+    """A Gaussian over the second half of a pair, tilted by the network's energy of the whole pair.
+
+    E(c, z) = prior |z|^2 / 2 + scale f(c, z): with a prior above 0 the energy grows without bound off the data, as the
+    network's alone need not, and an untrained model already samples increments of the data's own spread.
+    """
+
+    def __init__(
+        self, first: int, second: int, *, prior: float, width: int, depth: int, spectral: bool, scale: float
+    ) -> None:
+        super().__init__(first + second, width=width, depth=depth, spectral=spectral, scale=scale)
+        self.first, self.prior = first, prior
+
+    def tilt(self, pair: Tensor) -> Tensor:
+        """The network's share of the energy, `(B, C + D) -> (B,)`."""
+        return super().forward(pair)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Energies `(B,)` of whole pairs `(B, C + D)` or, given what `prepare` made of the first halves, of second ones."""
+        if context is None:
+            return self.tilt(x) + 0.5 * self.prior * x[..., self.first :].square().sum(-1)
+        h = context + F.linear(x, self._linears()[0].weight[:, self.first :])
+        for layer in list(self.net)[1:]:
+            h = layer(h)
+        return self.scale * h.squeeze(-1) + 0.5 * self.prior * x.square().sum(-1)
+
+    def prepare(self, context: Tensor) -> Tensor:
+        """The first half's share of the first layer, computed once a chain, `(B, C) -> (B, width)`."""
+        entry = self._linears()[0]
+        return F.linear(context, entry.weight[:, : self.first], entry.bias)
+
+    def gradient(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Gradient of the energy in x, in closed form: products of matrices forward and back."""
+        entry, *hidden, output = self._linears()
+        if context is None:
+            weight = entry.weight
+            h = F.linear(x, weight, entry.bias)
+            pull = F.pad(x[..., self.first :], (self.first, 0))
+        else:
+            weight = entry.weight[:, self.first :]
+            h = F.linear(x, weight) + context
+            pull = x
+        value, slope = silu_with_slope(h)
+        slopes = [slope]
+        for layer in hidden:
+            value, slope = silu_with_slope(layer(value))
+            slopes.append(slope)
+        back = output.weight[0] * slopes[-1]
+        for layer, slope in zip(reversed(hidden), reversed(slopes[:-1]), strict=True):
+            back = (back @ layer.weight) * slope
+        return self.scale * (back @ weight) + self.prior * pull
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.net if isinstance(layer, nn.Linear)]
+
+
 class ResidualContext(NamedTuple):
     """What a residual energy is given: its first layer's share of the context, computed once a chain."""
 

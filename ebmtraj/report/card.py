@@ -18,7 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ebmtraj.datasets.store import SPLITS, EpisodeBlock, Store
+from ebmtraj.datasets.blocks import SPLITS, EpisodeBlock
+from ebmtraj.datasets.store import Store
 from ebmtraj.envs.render import can_render
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.arrays import quaternion_slices, rotation_between, unit_quaternions

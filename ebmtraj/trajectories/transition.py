@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from ebmtraj.datasets.windows import Batch, Transitions
-from ebmtraj.energies.transition import PairEnergy, TiltedTransition
+from ebmtraj.energies.transition import TiltedPairEnergy, TiltedTransition
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
-from ebmtraj.nets.mlp import silu_with_slope
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.buffer import ReplayBuffer
 from ebmtraj.samplers.langevin import LangevinConfig, frozen, langevin
@@ -143,7 +141,7 @@ class PairConfig:
     start: Literal["normal", "uniform", "still"] = "normal"  # of fresh chains and rollouts; still: no change
     alpha: float = 0.001  # weight of the L2 penalty on the network's energies
     buffer: int = 10_000  # replay buffer, in samples
-    keep: float = 0.0  # share of chains that start from the buffer (paper: 0.95); the others start afresh
+    keep: float = 0.95  # share of chains that start from the buffer; the others start afresh
     reach: float = 3.0  # uniform noise covers this many standard deviations; chains stay within twice that
     beta1: float = 0.5  # of Adam
     whiten: bool = True  # decorrelate the increments, which conditions the chain
@@ -164,62 +162,6 @@ class PairConfig:
             raise EbmtrajError(f"network.beta1 = {self.beta1}; it needs 0 <= beta1 < 1")
         if self.sampler.ladder is not None:
             raise EbmtrajError("network.sampler.ladder: model cd's energy has no noise levels; drop the ladder")
-
-
-class TiltedPairEnergy(PairEnergy):
-    """A Gaussian over the second half of a pair, tilted by the network's energy of the whole pair.
-
-    E(c, z) = prior |z|^2 / 2 + scale f(c, z): with a prior above 0 the energy grows without bound off the data, as the
-    network's alone need not, and an untrained model already samples increments of the data's own spread.
-    """
-
-    def __init__(
-        self, first: int, second: int, *, prior: float, width: int, depth: int, spectral: bool, scale: float
-    ) -> None:
-        super().__init__(first + second, width=width, depth=depth, spectral=spectral, scale=scale)
-        self.first, self.prior = first, prior
-
-    def tilt(self, pair: Tensor) -> Tensor:
-        """The network's share of the energy, `(B, C + D) -> (B,)`."""
-        return super().forward(pair)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Energies `(B,)` of whole pairs `(B, C + D)` or, given what `prepare` made of the first halves, of second ones."""
-        if context is None:
-            return self.tilt(x) + 0.5 * self.prior * x[..., self.first :].square().sum(-1)
-        h = context + F.linear(x, self._linears()[0].weight[:, self.first :])
-        for layer in list(self.net)[1:]:
-            h = layer(h)
-        return self.scale * h.squeeze(-1) + 0.5 * self.prior * x.square().sum(-1)
-
-    def prepare(self, context: Tensor) -> Tensor:
-        """The first half's share of the first layer, computed once a chain, `(B, C) -> (B, width)`."""
-        entry = self._linears()[0]
-        return F.linear(context, entry.weight[:, : self.first], entry.bias)
-
-    def gradient(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Gradient of the energy in x, in closed form: products of matrices forward and back."""
-        entry, *hidden, output = self._linears()
-        if context is None:
-            weight = entry.weight
-            h = F.linear(x, weight, entry.bias)
-            pull = F.pad(x[..., self.first :], (self.first, 0))
-        else:
-            weight = entry.weight[:, self.first :]
-            h = F.linear(x, weight) + context
-            pull = x
-        value, slope = silu_with_slope(h)
-        slopes = [slope]
-        for layer in hidden:
-            value, slope = silu_with_slope(layer(value))
-            slopes.append(slope)
-        back = output.weight[0] * slopes[-1]
-        for layer, slope in zip(reversed(hidden), reversed(slopes[:-1]), strict=True):
-            back = (back @ layer.weight) * slope
-        return self.scale * (back @ weight) + self.prior * pull
-
-    def _linears(self) -> list[nn.Linear]:
-        return [layer for layer in self.net if isinstance(layer, nn.Linear)]
 
 
 class PairModel(TransitionModel):

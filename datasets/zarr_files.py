@@ -1,0 +1,135 @@
+"""A store's files: its arrays, chunks and shards, opening it by path or URL, and zarr's errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import zarr
+from zarr.errors import GroupNotFoundError
+
+from ebmtraj.datasets.blocks import SCHEMA
+from ebmtraj.errors import EbmtrajError
+
+FORMAT = "ebmtraj-trajectories"
+CHUNK_ROWS, SHARD_ROWS = 4096, 65_536
+CHUNK_EPISODES, SHARD_EPISODES = 4096, 65_536
+
+EPISODE_ARRAYS: dict[str, tuple[str, int, int | bool]] = {  # name: type, columns (0: a vector), value of what is missing
+    "length": ("int64", 0, -1),
+    "seed": ("uint64", 0, 0),
+    "terminated": ("bool", 0, False),
+    "block": ("int64", 0, -1),
+    "digest": ("uint8", 32, 0),
+}
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")  # zarr writes a file under such a name, then renames it
+
+
+def is_vacant(path: str | Path) -> bool:
+    """Whether there is nothing yet at `path`."""
+    url = as_url(path)
+    return open_group(url, "r") is None and not occupied(url)
+
+
+def _is_local(url: str) -> bool:
+    return "://" not in url
+
+
+def as_url(path: str | Path) -> str:
+    """A path or URL as zarr gets it: `~` expanded, no `file://`, no slash at a URL's end."""
+    text = str(path).removeprefix("file://")  # fsspec's local files would not make folders
+    return str(Path(text).expanduser()) if _is_local(text) else text.rstrip("/")
+
+
+def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group | None:
+    """The zarr group at `url`; None where there is none."""
+    if _is_local(url) and Path(url).exists() and not Path(url).is_dir():
+        raise EbmtrajError(f"{url} is a file, not a trajectory store; check the path")
+    try:
+        return zarr.open_group(url, mode=mode, zarr_format=3)
+    except (FileNotFoundError, GroupNotFoundError):
+        return None
+    except (OSError, ImportError) as error:  # no rights, no connection, or no package for this kind of URL
+        raise EbmtrajError(f"can't open store {url}: {reason_of(error)}") from None
+    except Exception as error:  # zarr and fsspec raise many kinds
+        raise EbmtrajError(f"store {url}: can't be opened or its attributes are damaged ({reason_of(error)})") from None
+
+
+def occupied(url: str) -> bool:
+    """Whether anything stands at `url`."""
+    try:
+        if _is_local(url):
+            return Path(url).exists() and not all(_PARTIAL.search(entry.name) for entry in Path(url).iterdir())
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+        system, root = url_to_fs(url)
+        return system.exists(root) and (not system.isdir(root) or bool(system.ls(root)))
+    except (OSError, ValueError, ImportError) as error:
+        raise EbmtrajError(f"can't look into {url}: {reason_of(error)}") from None
+
+
+def format_of(url: str, group: zarr.Group) -> Any:
+    """What a group's attributes call its format; None where they don't. Raises `EbmtrajError` where they can't be read."""
+    try:
+        return group.attrs.asdict().get("format")
+    except Exception as error:
+        raise EbmtrajError(f"store {url}: attributes can't be read ({reason_of(error)})") from None
+
+
+def our_attributes(url: str, group: zarr.Group) -> dict[str, Any]:
+    """A store's attributes; raises `EbmtrajError` where it is not ours, damaged or of a newer schema."""
+    if format_of(url, group) != FORMAT:
+        raise EbmtrajError(f"{url} is a zarr group, but not a trajectory store; check the path")
+    attributes: dict[str, Any] = group.attrs.asdict()
+    schema = attributes.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise EbmtrajError(f"store {url}: attribute schema is {schema!r}; the attributes are damaged")
+    if schema > SCHEMA:
+        raise EbmtrajError(f"store {url} has schema {schema}, this ebmtraj reads up to {SCHEMA}; update ebmtraj")
+    return attributes
+
+
+def member_array(group: zarr.Group, url: str, name: str) -> zarr.Array[Any]:
+    """An array of the group; raises `EbmtrajError` where it is missing or damaged."""
+    try:
+        array = group[name]
+    except Exception as error:
+        raise EbmtrajError(f"store {url}: array {name} is missing or damaged ({reason_of(error)})") from None
+    if not isinstance(array, zarr.Array):
+        raise EbmtrajError(f"store {url}: {name} is not an array; the store is damaged")
+    return array
+
+
+@contextlib.contextmanager
+def writing(url: str) -> Iterator[None]:
+    """Turn whatever zarr or the file system raises into one line."""
+    try:
+        yield
+    except EbmtrajError:
+        raise
+    except OSError as error:
+        raise EbmtrajError(
+            f"can't write store {url}: {error.strerror or reason_of(error)}; free the disk or mend the rights"
+        ) from None
+    except Exception as error:
+        raise EbmtrajError(f"can't write store {url}: {reason_of(error)}") from None
+
+
+def reason_of(error: BaseException) -> str:
+    """Kind and message of an error, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+def drop_partial_files(url: str) -> None:
+    """Remove what a killed writer left of files that it had not yet renamed."""
+    if _is_local(url):
+        for folder in ("state", "action", "episode", "."):
+            walk = Path(url, folder).glob("*" if folder == "." else "**/*")
+            for file in walk:
+                if _PARTIAL.search(file.name):
+                    file.unlink(missing_ok=True)
