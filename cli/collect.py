@@ -15,8 +15,13 @@ def collect_command(
     env: Annotated[str | None, typer.Option(help="hand-cube, or any Gymnasium id with Box spaces.")] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes to collect. [default: 1000]")] = None,
     steps: Annotated[int | None, typer.Option(help="Control steps an episode at most. [default: 100]")] = None,
-    policy: Annotated[str | None, typer.Option(help="Who acts: random.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Who acts: random, trained (turns the cube), or your own module:function.")
+    ] = None,
     policy_mode: Annotated[str | None, typer.Option(help="Of the random policy: smooth or uniform.")] = None,
+    action_rule: Annotated[
+        str | None, typer.Option(help="none, every-4th-random (the paper's), or twice (its published code's).")
+    ] = None,
     seed: Seed = 0,
     workers: Annotated[
         int | None, typer.Option(help="Processes; the content does not depend on it. [default: cores]")
@@ -32,7 +37,7 @@ def collect_command(
     Episode i depends on the seed, i and the recipe only, so any number of workers gives the same content hash. Killed at any
     moment, it leaves a store that --resume completes to the same bits.
 
-    Example: ebmtraj collect hand.zarr --env hand-cube --episodes 2000 --steps 100 --seed 7
+    Example: ebmtraj collect hand.zarr --env hand-cube --episodes 2000 --policy trained --action-rule every-4th-random
     """
     from ebmtraj.collect import CollectConfig, collect
     from ebmtraj.config import from_recipe
@@ -42,8 +47,10 @@ def collect_command(
     defaults: dict[str, Any] = {"workers": cores(), "seed": seed}
     config = from_recipe(CollectConfig, recipe, set_ or [], defaults)
     changes = {key: value for key, value in given.items() if value is not None}
-    if policy_mode is not None:
-        changes["policy_kwargs"] = {**config.policy_kwargs, "mode": policy_mode}
+    options = {"mode": policy_mode, "action_rule": action_rule}
+    options = {key: value for key, value in options.items() if value is not None}
+    if options:
+        changes["policy_kwargs"] = {**config.policy_kwargs, **options}
     config = replace(config, **changes)
     with progress() as bar:
         task = bar.add_task(f"collecting {config.env}", total=config.episodes, note="episodes")

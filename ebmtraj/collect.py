@@ -148,6 +148,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 def store_recipe(config: CollectConfig, env: BatchEnv, policy: Policy) -> StoreRecipe:
     """What the store must say of where its content comes from."""
+    described = policy.describe()
     return StoreRecipe(
         env=config.env,
         env_kwargs=config.env_kwargs,
@@ -155,7 +156,8 @@ def store_recipe(config: CollectConfig, env: BatchEnv, policy: Policy) -> StoreR
         control_timestep=env.control_timestep,
         state_fields=tuple(env.state_fields),
         action_fields=tuple(env.action_fields),
-        policy=policy.describe(),
+        policy=described,
+        action_noise=described.get("action_rule", "none beyond the policy's own"),
         seed=config.seed,
         steps=config.steps,
     )
