@@ -66,8 +66,7 @@ def _stages(plan: dict[str, Any], out: Path, seed: int, shell: _Shell) -> dict[s
     collected = shell.run(
         [
             *("collect", store, "--env", c["env"], "--episodes", str(c["episodes"]), "--steps", str(c["steps"])),
-            *("--policy", c["policy"], "--policy-mode", c["policy_mode"]),
-            *("--seed", str(seed), "--workers", str(shell.workers)),
+            *(*c["options"], "--seed", str(seed), "--workers", str(shell.workers)),
         ]
     )
     seconds["collect"] = time.perf_counter() - start
@@ -163,7 +162,7 @@ def _read(recipe: Path | None) -> dict[str, Any]:
         text = importlib.resources.files("ebmtraj.cli.recipes").joinpath("demo.toml").read_text(encoding="utf-8")
         plan = tomllib.loads(text)
     needed = {
-        "collect": {"env", "episodes", "steps", "policy", "policy_mode"},
+        "collect": {"env", "episodes", "steps", "options"},
         "evaluate": {"steps", "samples"},
         "train": {"ebm", "fc", "gaussian"},
     }

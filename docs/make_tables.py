@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -54,11 +53,34 @@ def demo_table(results: dict[str, Any]) -> str:
     )
 
 
+def policy_table(results: dict[str, Any]) -> str:
+    """How far the shipped policy turns the cube, as markdown."""
+    axes = list(next(iter(results["rules"].values()))["per_axis"])
+    header = ["action rule", "turned, rad per 100 steps", "dropped", *axes, "random actions instead"]
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    for rule, row in results["rules"].items():
+        cells = [rule, f"**{row['progress_rad_per_100']:.2f}** ± {row['standard_error']:.2f}", f"{row['drop_rate']:.1%}"]
+        cells += [f"{row['per_axis'][axis]:.2f}" for axis in axes]
+        cells.append(f"{row['random']['progress_rad_per_100']:.2f}, {row['random']['drop_rate']:.1%} dropped")
+        lines.append("| " + " | ".join(cells) + " |")
+    return (
+        "\n".join(lines) + "\n\nTurned along the commanded axis until a drop, mean over the six axes ± standard error; made "
+        f"by `{results['command']}`, every number in [docs/results/policy.json](docs/results/policy.json).\n"
+    )
+
+
+TABLES = {"demo": demo_table, "policy": policy_table}
+
+
 def fill(text: str) -> str:
     """The README with its tables made anew."""
-    results = json.loads((ROOT / "docs" / "results" / "demo.json").read_text(encoding="utf-8"))
-    block = f"<!-- results:demo -->\n{demo_table(results)}<!-- /results:demo -->"
-    return re.sub(r"<!-- results:demo -->.*?<!-- /results:demo -->", lambda _: block, text, flags=re.DOTALL)
+    for name, table in TABLES.items():
+        results = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}\n{table(results)}{end}{after}"
+    return text
 
 
 def main() -> int:

@@ -183,7 +183,7 @@ def test_demo_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str])
         for name, options in (("ebm", []), ("fc", '["--model", "fc"]'), ("gaussian", '["--model", "gaussian"]'))
     )
     recipe.write_text(
-        '[collect]\nenv = "hand-cube"\nepisodes = 20\nsteps = 10\npolicy = "random"\npolicy_mode = "smooth"\n'
+        '[collect]\nenv = "hand-cube"\nepisodes = 20\nsteps = 10\noptions = ["--policy", "trained"]\n'
         f"[evaluate]\nsteps = 10\nsamples = 2\n{train}"
     )
     out = tmp_path / "demo"
