@@ -15,6 +15,9 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.report.style import GREY, label_axis, look, new_figure, ordered, save, title
 
 
+ROUNDING = 1e-6  # a distance below this is zero but for rounding
+
+
 def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, control_timestep: float | None = None) -> Path:
     """Draw Frechet distance over time, one panel a kind of model, one line a model, and write it as PNG.
 
@@ -32,7 +35,7 @@ def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, co
         longest = 1
         for name in ordered(lines):
             values = np.asarray(lines[name], dtype=float)
-            shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+            shown = np.where(np.isfinite(values) & (values > ROUNDING), values, np.nan)
             style = look(name, everyone)
             floor = name == "floor"
             (handles[name],) = axis.plot(
