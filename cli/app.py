@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from ebmtraj import __version__
 from ebmtraj.cli import collect, data, demo, evaluate, policy, rollout, train
 from ebmtraj.errors import EbmtrajError
 
@@ -13,13 +15,25 @@ app = typer.Typer(
     name="ebmtraj",
     help=(
         "Energy-based models of motion.\n\nLearn a transition energy from recorded rollouts, generate long futures from it, "
-        "and see them as numbers and pictures. Start with: ebmtraj demo"
+        "and see them as numbers and pictures. Start with: ebmtraj demo\n\nAdd --debug to any command for a traceback."
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """What stands before a command."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
 app.command("demo")(demo.demo)
 app.command("collect")(collect.collect_command)
 app.add_typer(data.app, name="data")
@@ -37,17 +51,20 @@ def main() -> None:
         return
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except EbmtrajError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; run the same command with --resume to go on", 130)
+        resumable = sys.argv[1:2] in (["collect"], ["train"], ["policy"], ["data"])
+        _fail("interrupted" + ("; run the same command with --resume to go on" if resumable else ""), 130)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what typer raises for a wrong option or value
         if usage is not None:
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else "ebmtraj"
             _fail(f"{usage()} (see {command} --help)", 2)
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or "alloc" in str(error):  # torch says so in a RuntimeError
             _fail("out of memory; use smaller numbers (--samples, --set training.batch=...)", 2)
         _fail(f"this should not happen: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1)
     sys.exit(code if isinstance(code, int) else 0)

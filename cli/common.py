@@ -19,14 +19,14 @@ from rich.progress import (
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Seed = Annotated[int, typer.Option("--seed", help="Same seed, same bits.", min=0)]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same bits.", min=0, max=2**63 - 1)]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there; without it nothing is.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped, to the same bits.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change one key of the recipe, e.g. --set training.steps=5000; repeatable.")
 ]
-Recipe = Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; keys as in --set.")]
 Data = Annotated[str, typer.Option("--data", help="The store of rollouts: a folder, or any fsspec URL.")]
 
 stderr = Console(stderr=True)
@@ -55,4 +55,4 @@ def print_json(value: Any) -> None:
 
 def say(text: str) -> None:
     """A line for a person, on stderr."""
-    stderr.print(text, highlight=False, soft_wrap=True)
+    stderr.print(text, highlight=False, soft_wrap=True, markup=False)

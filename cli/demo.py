@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,15 +14,62 @@ import threading
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
 
-from ebmtraj.cli.common import Json, Overwrite, Seed, print_json, progress, say, stderr
+from ebmtraj.cli.common import Device, Json, Overwrite, Seed, print_json, progress, say, stderr
+from ebmtraj.config import build, parse_overrides, read_toml
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.runs import cores, machine, versions, write_json
+
+
+@dataclass(frozen=True)
+class CollectPart:
+    """What to collect, as options of `ebmtraj collect`."""
+
+    env: str
+    episodes: int
+    steps: int
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluatePart:
+    """How to measure, as options of `ebmtraj evaluate`."""
+
+    steps: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model: options of `ebmtraj train transition`, and what follows its --set."""
+
+    options: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """The models side by side."""
+
+    ebm: Training
+    fc: Training
+    gaussian: Training
+
+
+@dataclass(frozen=True)
+class DemoRecipe:
+    """All that a demo runs."""
+
+    collect: CollectPart
+    evaluate: EvaluatePart
+    train: Trainings
+
 
 PANELS: dict[str, list[str]] = {"unconditional": [], "action_conditional": ["--actions"]}
 MARK = "demo.json"  # says that a folder is a demo's and may be replaced
@@ -32,6 +80,7 @@ def demo(
     seed: Seed = 0,
     workers: Annotated[int | None, typer.Option(help="Commands at once, one core each. [default: cores]", min=1)] = None,
     recipe: Annotated[Path | None, typer.Option(help="Another recipe than the built-in one, e.g. a smaller one.")] = None,
+    device: Device = "auto",
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -45,7 +94,7 @@ def demo(
     plan = _read(recipe)
     workers = workers or cores()
     _make_folder(out, overwrite)
-    shell = _Shell(out, workers)
+    shell = _Shell(out, workers, device)
     began = time.perf_counter()
     results = _stages(plan, out, seed, shell)
     results["seconds"]["total"] = round(time.perf_counter() - began, 1)
@@ -56,17 +105,18 @@ def demo(
     _show(results)
 
 
-def _stages(plan: dict[str, Any], out: Path, seed: int, shell: _Shell) -> dict[str, Any]:
+def _stages(plan: DemoRecipe, out: Path, seed: int, shell: _Shell) -> dict[str, Any]:
     store = str(out / "data.zarr")
     seconds: dict[str, float] = {}
-    c, e = plan["collect"], plan["evaluate"]
+    c, e = plan.collect, plan.evaluate
+    trainings = {"ebm": plan.train.ebm, "fc": plan.train.fc, "gaussian": plan.train.gaussian}
 
     start = time.perf_counter()
-    say(f"collecting {c['episodes']} episodes of {c['env']} with {shell.workers} workers ...")
+    say(f"collecting {c.episodes} episodes of {c.env} with {shell.workers} workers ...")
     collected = shell.run(
         [
-            *("collect", store, "--env", c["env"], "--episodes", str(c["episodes"]), "--steps", str(c["steps"])),
-            *(*c["options"], "--seed", str(seed), "--workers", str(shell.workers)),
+            *("collect", store, "--env", c.env, "--episodes", str(c.episodes), "--steps", str(c.steps)),
+            *(*c.options, "--seed", str(seed), "--workers", str(shell.workers)),
         ]
     )
     seconds["collect"] = time.perf_counter() - start
@@ -74,10 +124,10 @@ def _stages(plan: dict[str, Any], out: Path, seed: int, shell: _Shell) -> dict[s
     start = time.perf_counter()
     jobs = {
         f"{panel}/{name}": [
-            *("train", "transition", "--data", store, "--run", str(out / panel / name), *given["options"], *options),
-            *("--seed", str(seed), *(word for pair in given["set"] for word in ("--set", pair))),
+            *("train", "transition", "--data", store, "--run", str(out / panel / name), *given.options, *options),
+            *("--seed", str(seed), "--device", shell.device, *(word for pair in given.set for word in ("--set", pair))),
         ]
-        for name, given in plan["train"].items()
+        for name, given in trainings.items()
         for panel, options in PANELS.items()
     }
     say(f"training {len(jobs)} models, {min(shell.workers, len(jobs))} at a time, a core each ...")
@@ -90,8 +140,8 @@ def _stages(plan: dict[str, Any], out: Path, seed: int, shell: _Shell) -> dict[s
     measured = shell.run_all(
         {
             panel: [
-                *("evaluate", *(str(out / panel / name) for name in plan["train"]), "--data", store),
-                *("--steps", str(e["steps"]), "--samples", str(e["samples"]), "--seed", str(seed)),
+                *("evaluate", *(str(out / panel / name) for name in trainings), "--data", store),
+                *("--steps", str(e.steps), "--samples", str(e.samples), "--seed", str(seed), "--device", shell.device),
                 *("--threads", str(wide), "--pictures", str(out / "figures" / panel)),
             ]
             for panel in PANELS
@@ -103,11 +153,9 @@ def _stages(plan: dict[str, Any], out: Path, seed: int, shell: _Shell) -> dict[s
         "frechet_changes": {panel: _by_model(measured[panel], "frechet_changes", "floor_changes") for panel in PANELS},
         "energy_score": {panel: _by_model(measured[panel], "energy_score", None) for panel in PANELS},
         "frechet_over_time": {panel: _by_model(measured[panel], "frechet_over_time", "floor_over_time") for panel in PANELS},
-        "training_seconds": {
-            panel: {name: trained[f"{panel}/{name}"]["seconds"] for name in plan["train"]} for panel in PANELS
-        },
+        "training_seconds": {panel: {name: trained[f"{panel}/{name}"]["seconds"] for name in trainings} for panel in PANELS},
         "starts": _first(measured["unconditional"])["starts"],
-        "steps": e["steps"],
+        "steps": e.steps,
         "collected": collected,
         "pictures_missing": measured["unconditional"]["pictures_missing"],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -153,24 +201,17 @@ def _first(measured: dict[str, Any]) -> dict[str, Any]:
     return next(iter(measured["runs"].values()))
 
 
-def _read(recipe: Path | None) -> dict[str, Any]:
+def _read(recipe: Path | None) -> DemoRecipe:
+    """The built-in recipe or another one, checked before anything is replaced."""
     if recipe is not None:
-        from ebmtraj.config import read_toml
-
-        plan = read_toml(recipe)
+        plan, source = read_toml(recipe), f"demo recipe {recipe}"
     else:
         text = importlib.resources.files("ebmtraj.cli.recipes").joinpath("demo.toml").read_text(encoding="utf-8")
-        plan = tomllib.loads(text)
-    needed = {
-        "collect": {"env", "episodes", "steps", "options"},
-        "evaluate": {"steps", "samples"},
-        "train": {"ebm", "fc", "gaussian"},
-    }
-    for table, keys in needed.items():
-        missing = keys - set(plan.get(table, {}))
-        if missing:
-            raise EbmtrajError(f"demo recipe {recipe}: [{table}] lacks {sorted(missing)[0]}")
-    return plan
+        plan, source = tomllib.loads(text), "demo recipe"
+    checked = build(DemoRecipe, plan, source)
+    for given in (checked.train.ebm, checked.train.fc, checked.train.gaussian):
+        parse_overrides(given.set)
+    return checked
 
 
 def _make_folder(out: Path, overwrite: bool) -> None:
@@ -190,8 +231,8 @@ def _make_folder(out: Path, overwrite: bool) -> None:
 class _Shell:
     """Runs ebmtraj commands as processes, several at a time, and shows how far each is."""
 
-    def __init__(self, out: Path, workers: int) -> None:
-        self.out, self.workers = out, workers
+    def __init__(self, out: Path, workers: int, device: str) -> None:
+        self.out, self.workers, self.device = out, workers, device
         self.commands: list[str] = []
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
@@ -223,7 +264,7 @@ class _Shell:
 
     def _json(self, words: list[str], show: bool = False) -> dict[str, Any]:
         with self._lock:
-            self.commands.append(" ".join(["ebmtraj", *words]))
+            self.commands.append(shlex.join(["ebmtraj", *words]))
         process = subprocess.Popen(
             [sys.executable, "-m", "ebmtraj", *words, "--json"],
             stdout=subprocess.PIPE,

@@ -9,6 +9,8 @@ import typer
 
 from ebmtraj.cli.common import Data, Device, Json, Overwrite, Seed, print_json, progress, say, stderr
 
+PICTURES = ("frechet.png", "strip.png", "rollouts.gif")
+
 
 def evaluate_command(
     runs: Annotated[list[Path], typer.Argument(help="One trained run, or several to compare.")],
@@ -34,7 +36,7 @@ def evaluate_command(
     from ebmtraj.datasets.store import Store
     from ebmtraj.device import choose_device, use_threads
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.report.assess import Assessment, assess
+    from ebmtraj.report.assess import Assessment, assess, load_run
     from ebmtraj.runs import write_json
 
     where = choose_device(device)
@@ -42,8 +44,13 @@ def evaluate_command(
     for run in runs:
         if (run / "results.json").exists() and not overwrite:
             raise EbmtrajError(f"{run / 'results.json'} exists; give --overwrite to measure again")
+    for name in PICTURES if pictures is not None else ():
+        if pictures is not None and (pictures / name).exists() and not overwrite:
+            raise EbmtrajError(f"{pictures / name} exists; give another --pictures folder or --overwrite")
     names = _names(runs)
     store = Store.open(data)
+    for run in runs:  # before any work: is each fit?
+        load_run(run, store)
     done: dict[str, Assessment] = {}
     with progress() as bar:
         for name, run in names.items():
@@ -59,7 +66,8 @@ def evaluate_command(
                 device=where,
                 on_step=lambda n, total, task=task: bar.update(task, completed=n, total=total),  # type: ignore[misc]
             )
-            write_json(run / "results.json", done[name].results)
+    for name, run in names.items():
+        write_json(run / "results.json", done[name].results)
     results: dict[str, Any] = {name: a.results for name, a in done.items()}
     output = next(iter(results.values())) if len(results) == 1 else {"runs": results}
     if pictures is not None:
@@ -68,10 +76,21 @@ def evaluate_command(
         print_json(output)
         return
     _show(results)
+    _warn(results)
     for path in output.get("pictures", []):
         say(f"wrote {path}")
     if output.get("pictures_missing"):
         say(f"no pictures of the hand: {output['pictures_missing']}")
+
+
+def _warn(results: dict[str, Any]) -> None:
+    """Say what a reader of these numbers should know."""
+    for name, result in results.items():
+        if result["trained_on"] != result["content_hash"]:
+            say(f"note: {name} was trained on another store than the one it is measured on")
+    first = next(iter(results.values()))
+    if first["starts"] < 300:
+        say(f"note: {first['starts']} starts are few: Fréchet distances read too high; compare them with the floor only")
 
 
 def _names(runs: list[Path]) -> dict[str, Path]:

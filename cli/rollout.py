@@ -38,6 +38,7 @@ def rollout_command(
     from ebmtraj.datasets.store import Store
     from ebmtraj.datasets.windows import trajectories
     from ebmtraj.device import choose_device, generator
+    from ebmtraj.envs.render import Renderer
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.report.assess import load_run
     from ebmtraj.report.video import gif as write_gif
@@ -46,11 +47,17 @@ def rollout_command(
 
     where = choose_device(device)
     target = out or run / "samples" / "rollouts.npz"
+    if gif is not None and gif.suffix.lower() != ".gif":
+        raise EbmtrajError(f"--gif {gif}: give a path that ends in .gif")
+    if target.suffix.lower() != ".npz":
+        raise EbmtrajError(f"--out {target}: give a path that ends in .npz")
     for path in (target, gif):
         if path is not None and path.exists() and not overwrite:
             raise EbmtrajError(f"{path} exists; give another path or --overwrite")
     store = Store.open(data)
     model, _ = load_run(run, store, where)
+    if gif is not None:  # before any work: can it be drawn?
+        Renderer(store.info()["env"], 64, 64).close()
     truth = trajectories(store, split, steps, limit=starts, device=where)
     with progress() as bar:
         task = bar.add_task("rolling out", total=None, note="steps")

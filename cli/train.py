@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ebmtraj.cli.common import Data, Device, Json, Overwrite, Recipe, Resume, Set, print_json, progress, say
+from ebmtraj.cli.common import Data, Device, Json, Overwrite, Resume, Set, print_json, progress, say
 
 app = typer.Typer(help="Learn a model from a store into a run directory.", no_args_is_help=True)
 
@@ -29,9 +29,9 @@ def transition(
     actions: Annotated[
         bool | None, typer.Option("--actions/--no-actions", help="Learn E(s, a, s') instead of E(s, s').")
     ] = None,
-    recipe: Recipe = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")] = None,
     set_: Set = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0, max=2**63 - 1)] = None,
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -71,6 +71,8 @@ def transition(
     def note(p: Progress) -> str:
         return f"{p.stage} loss {p.loss:.4f}" + ("" if p.validation is None else f" validation {p.validation:.4f}")
 
+    if resume and not (run / "config.toml").exists():
+        say(f"{run} holds no run yet; beginning it")
     with progress() as bar:
         task = bar.add_task(f"training {settings.model}", total=settings.training.steps, note="")
         result, settings = train_transition(
@@ -79,13 +81,7 @@ def transition(
             device=device,
             resume=resume,
             overwrite=overwrite,
-            on_progress=lambda p: bar.update(
-                task,
-                completed=p.step,
-                total=p.steps,
-                note=f"{p.stage} loss {p.loss:.4f}"
-                + (f" validation {p.validation:.4f}" if p.validation is not None else ""),
-            ),
+            on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=note(p)),
         )
     checkpoint = run / "checkpoints" / "best.safetensors"
     if json_:

@@ -49,9 +49,10 @@ class Transitions:
         action_rows = np.arange(int(lengths.sum()))
         # every episode has one state row more than action rows, so row numbers move ahead by one an episode
         rows = action_rows + np.repeat(np.arange(len(lengths)), lengths)
+        action = store.read_actions(episodes)  # also where they are not used: a damaged store must not train a model
         return cls(
             torch.from_numpy(store.read_states(episodes)).to(device),
-            torch.from_numpy(store.read_actions(episodes)).to(device) if actions else None,
+            torch.from_numpy(action).to(device) if actions else None,
             torch.from_numpy(rows).to(device),
             torch.from_numpy(action_rows).to(device),
         )

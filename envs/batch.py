@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import gymnasium
-import mujoco
-import mujoco.rollout
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ebmtraj.envs import hand_cube
+from ebmtraj.envs.physics import mujoco
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ebmtraj.envs.physics import mujoco
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import warnings
 import weakref
 from types import TracebackType
 from typing import Any, Self
 
-import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ebmtraj.envs import hand_cube
+from ebmtraj.envs.physics import mujoco
 from ebmtraj.errors import EbmtrajError
 
 RENDERABLE = ("hand-cube", "ebmtraj/HandCube-v0")
@@ -49,9 +50,13 @@ def _gl_context(backend: str, width: int, height: int) -> Any:
         from mujoco.egl import GLContext
     elif backend == "osmesa":
         from mujoco.osmesa import GLContext
-    else:
+    elif backend in ("glfw", "default"):
         from mujoco import GLContext
-    return GLContext(width, height)
+    else:
+        raise EbmtrajError("not a backend; set MUJOCO_GL to egl, osmesa or glfw, or leave it unset")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GLFW warns of what its failure says again
+        return GLContext(width, height)
 
 
 class Renderer:

@@ -163,6 +163,48 @@ def test_a_killed_training_resumes_to_the_same_bits(
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("command", ["collect", "train"])
+def test_ctrl_c_says_how_to_go_on(command: str, store: Path, tmp_path: Path) -> None:
+    words = {
+        "collect": ["collect", str(tmp_path / "s.zarr"), "--episodes", "3000", "--workers", "1"],
+        "train": [
+            "train",
+            "transition",
+            "--data",
+            str(store),
+            "--run",
+            str(tmp_path / "run"),
+            "--set",
+            "training.steps=100000",
+        ],
+    }[command]
+    process = subprocess.Popen([sys.executable, "-m", "ebmtraj", *words], stderr=subprocess.PIPE, text=True)
+    sign = tmp_path / ("s.zarr/state" if command == "collect" else "run/metrics.jsonl")
+    deadline = time.time() + 60
+    while time.time() < deadline and not sign.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines() == ["error: interrupted; run the same command with --resume to go on"]
+
+
+@pytest.mark.parametrize("backend", ["osmesa", "nonsense"])
+def test_a_rendering_backend_that_is_missing_stops_pictures_only(
+    backend: str, run: Path, store: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "ebmtraj", "evaluate", str(run), "--data", str(store), "--steps", "5", "--overwrite"]
+    environment = {**os.environ, "MUJOCO_GL": backend}
+    done = subprocess.run(
+        [*words, "--pictures", str(tmp_path), "--json"], capture_output=True, text=True, env=environment, check=True
+    )
+    assert (tmp_path / "frechet.png").exists()
+    missing = json.loads(done.stdout)["pictures_missing"]
+    if backend == "nonsense" or missing is not None:  # where OSMesa is installed it draws
+        assert "MUJOCO_GL" in missing
+    assert "Traceback" not in done.stderr
+
+
 def test_a_budget_in_seconds_becomes_steps(store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("train", "transition", "--data", store, "--model", "fc", "--set", "training.seconds=1", "--run", tmp_path / "r")
     words += ("--device", "cpu")
@@ -229,6 +271,11 @@ def test_bad_input_is_one_line_and_changes_nothing(
         ((*train, "--objective", "dms"), "dsm"),
         ((*train, "--model", "gausian"), "gaussian"),
         ((*train, "--device", "tpu"), "tpu"),
+        ((*train, "--seed", 10**22), "--seed"),
+        ((*train, "--resume", "--overwrite"), "--overwrite"),
+        (("rollout", run, "--data", store, "--steps", 5, "--gif", tmp_path / "a.mp4"), ".gif"),
+        (("evaluate", run, tmp_path / "no-run", "--data", store, "--steps", 5, "--overwrite"), "no-run"),
+        (("demo", "--out", tmp_path / "d", "--recipe", run / "config.toml"), "unknown key"),
         (("train", "transition", "--data", store, "--run", run), "--resume"),
         (
             ("train", "transition", "--data", store, "--run", run, "--actions", "--resume", "--set", "training.batch=7"),
@@ -282,6 +329,10 @@ def test_damaged_stores_are_refused(store: Path, run: Path, tmp_path: Path, capf
     shard = max((p for p in (cut / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     shard.write_bytes(shard.read_bytes()[:-100])
     assert "state" in bad(capfd, "train", "transition", "--data", cut, "--run", tmp_path / "new")
+    no_actions = tmp_path / "no-actions.zarr"
+    shutil.copytree(store, no_actions)
+    shutil.rmtree(no_actions / "action" / "c")
+    assert "action" in bad(capfd, "train", "transition", "--data", no_actions, "--run", tmp_path / "new")
     code, out, _ = call(capfd, "data", "verify", cut, "--json")
     assert code == 2
     assert not json.loads(out)["ok"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mujoco
-import mujoco.rollout
 import numpy as np
 from numpy.typing import NDArray
 
 from ebmtraj.envs import hand_cube
 from ebmtraj.envs.batch import HandCubeBatch
+from ebmtraj.envs.physics import mujoco
 
 Array = NDArray[np.float64]
 

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ebmtraj.config import read_toml
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Trajectories, trajectories
 from ebmtraj.device import generator
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.evaluate import evaluate_rollouts
 from ebmtraj.fields import total_size
+from ebmtraj.runs import Run, versions
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import load_model
 from ebmtraj.trajectories.rollout import sample_futures
@@ -33,8 +35,7 @@ class Assessment:
 
 def load_run(path: Path, store: Store, device: torch.device | str = "cpu") -> tuple[TransitionModel, dict[str, Any]]:
     """The best model of a run; raises `EbmtrajError` where its dimensions are not the store's."""
-    if not path.is_dir():
-        raise EbmtrajError(f"run {path} does not exist; train it first: ebmtraj train transition --data ... --run {path}")
+    Run.open(path)
     checkpoint = path / "checkpoints" / "best.safetensors"
     if not checkpoint.exists():
         raise EbmtrajError(f"run {path} has no finished checkpoint; finish it with ebmtraj train transition --resume")
@@ -72,6 +73,7 @@ def assess(
     model, header = load_run(path, store, device)
     truth = trajectories(store, split, steps, limit=starts, device=device)
     other = _other_truth(store, split, truth, steps)
+    recipe = read_toml(path / "config.toml")
     began = time.perf_counter()
     futures = sample_futures(
         model,
@@ -87,6 +89,10 @@ def assess(
     mean, scale = model.normaliser.state_mean.cpu().numpy(), model.normaliser.state_scale.cpu().numpy()
     results = {
         "run": str(path),
+        "data": str(store.path),
+        "content_hash": store.content_hash,
+        "trained_on": recipe.get("content_hash"),
+        "versions": versions(),
         "model": header["model"],
         "actions": model.actions,
         "training_seconds": header.get("seconds"),

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.report.style import GREY, label_axis, look, new_figure, ordered, save, title
 
-
 ROUNDING = 1e-6  # a distance below this is zero but for rounding
 
 

@@ -47,6 +47,10 @@ class TrainingConfig:
         for name in ("steps", "batch", "learning_rate", "check_every", "log_every", "validation", "clip"):
             if getattr(self, name) <= 0:
                 raise EbmtrajError(f"training.{name} = {getattr(self, name)} must be above 0")
+        if self.threads < 0 or not 0 <= self.seed < 2**63:
+            raise EbmtrajError(
+                f"training: threads = {self.threads}, seed = {self.seed}; it needs threads >= 0 and seed < 2^63"
+            )
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise EbmtrajError(f"training.seconds = {self.seconds} must be a number above 0")
         if not 0 <= self.ema < 1 or not 0 <= self.beta1 < 1 or not 0 <= self.constant <= 1:
