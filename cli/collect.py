@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -76,4 +77,4 @@ def collect_command(
         f"{store}: {result.episodes} episodes, {result.transitions} transitions, {result.terminated} ended early, "
         f"{result.steps_per_second:,.0f} steps/s, content hash {result.content_hash[:16]}"
     )
-    say(f"next: ebmtraj train transition --data {store} --run runs/hand")
+    say(f"next: ebmtraj train transition --data {shlex.quote(store)} --run runs/hand")

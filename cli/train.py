@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -100,4 +101,4 @@ def transition(
         return
     back = f", {result.rollbacks} roll-backs after divergence" if result.rollbacks else ""
     say(f"{run}: {result.steps} steps in {result.seconds:.0f} s{back}, validation {result.validation:.4f}, {checkpoint}")
-    say(f"next: ebmtraj evaluate {run} --data {data}")
+    say(f"next: ebmtraj evaluate {shlex.quote(str(run))} --data {shlex.quote(data)}")

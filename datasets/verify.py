@@ -18,7 +18,7 @@ from ebmtraj.errors import EbmtrajError
 def verify(path: str | Path) -> dict[str, Any]:
     """Recompute every digest, a bounded number of rows at a time.
 
-    Returns `ok`, `complete`, `content_hash` (recomputed; the stored one where nothing is wrong) and `bad_blocks`: for
+    Returns `ok`, `complete`, `content_hash` (recomputed; None where something is wrong) and `bad_blocks`: for
     each the `block`, its bad `episodes` [first, last], the `array` and the `reason`. Raises `EbmtrajError` where the
     attributes can't be read.
     """
@@ -38,7 +38,8 @@ def verify(path: str | Path) -> dict[str, Any]:
     if not bad and store.complete and content_hash != store.content_hash:
         reason = "the recipe in the attributes is not the one that was hashed"
         bad.append({"block": None, "episodes": None, "array": "attributes", "reason": reason})
-    return {"ok": not bad, "complete": store.complete, "content_hash": content_hash, "bad_blocks": bad}
+    found = content_hash if not bad else None
+    return {"ok": not bad, "complete": store.complete, "content_hash": found, "bad_blocks": bad}
 
 
 def _episode_columns(store: Store) -> tuple[Indices, NDArray[np.uint8], list[dict[str, Any]]]:

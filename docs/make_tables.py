@@ -69,7 +69,23 @@ def policy_table(results: dict[str, Any]) -> str:
     )
 
 
-TABLES = {"demo": demo_table, "policy": policy_table}
+def cd_table(results: dict[str, Any]) -> str:
+    """The paper's objective beside the demo's models, as markdown."""
+    demo = json.loads((ROOT / "docs" / "results" / "demo.json").read_text(encoding="utf-8"))
+    panels = {"unconditional": "unconditional", "action_conditional": "action-conditional"}
+    rows = {}
+    for panel, label in panels.items():
+        for key, name in (("frechet", "Fréchet distance"), ("energy_score", "energy score")):
+            rows[f"{name}, {label}"] = {"cd": results[panel][key], **demo[key][panel]}
+    seconds = " and ".join(f"{results[panel]['training_seconds']:.0f} s ({label})" for panel, label in panels.items())
+    return (
+        f"{markdown_table(rows, corner='as above', ratio=('fc', 'cd'))}\n`cd` trained for {seconds}, "
+        "the others as above; commands and numbers in [docs/results/cd.json](docs/results/cd.json), all settings that were "
+        "tried, the paper's own among them, in [docs/results/cd_search.json](docs/results/cd_search.json).\n"
+    )
+
+
+TABLES = {"demo": demo_table, "cd": cd_table, "policy": policy_table}
 
 
 def fill(text: str) -> str:

@@ -178,7 +178,13 @@ def test_ctrl_c_says_how_to_go_on(command: str, store: Path, tmp_path: Path) -> 
             "training.steps=100000",
         ],
     }[command]
-    process = subprocess.Popen([sys.executable, "-m", "ebmtraj", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ebmtraj", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts what runs in its background with Ctrl-C ignored, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
     sign = tmp_path / ("s.zarr/state" if command == "collect" else "run/metrics.jsonl")
     deadline = time.time() + 60
     while time.time() < deadline and not sign.exists():

@@ -160,7 +160,12 @@ def run_collecting(path: Path, config: CollectConfig) -> subprocess.Popen[str]:
     """
     script = path.with_suffix(".py")
     script.write_text(textwrap.dedent(program))
-    return subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
+
+
+def hear_ctrl_c() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_sigkill_at_random_moments_then_resume(tmp_path: Path) -> None:

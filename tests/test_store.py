@@ -278,7 +278,7 @@ def test_damaged_shards_are_named(array: str, damage: str, tmp_path: Path, monke
         shard.write_bytes({"flip": content, "truncate": content[:-50], "empty": bytearray()}[damage])
     report = verify(path)
     assert not report["ok"]
-    assert report["content_hash"] != store.content_hash
+    assert report["content_hash"] is None
     rows = 48 if array == "state" else 45
     touched = {64 // rows, 127 // rows}  # first and last block in that shard; a flipped byte hits its first chunk only
     assert {entry["block"] for entry in report["bad_blocks"]} == (

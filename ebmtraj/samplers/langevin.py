@@ -49,7 +49,7 @@ class Info(NamedTuple):
 
     energy: Tensor | None  # (B,) at the last state
     energies: Tensor | None  # (K, B) before each step
-    gradient_norm: Tensor | None  # (K, B) before each step
+    gradient_norm: Tensor | None  # (K, B) before each step, after mask and clip
     acceptance: Tensor | None  # (B,) share of accepted proposals; None where nothing is ever rejected
 
 
