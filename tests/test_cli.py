@@ -163,6 +163,11 @@ def test_a_killed_training_resumes_to_the_same_bits(
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+def hear_ctrl_c() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("command", ["collect", "train"])
 def test_ctrl_c_says_how_to_go_on(command: str, store: Path, tmp_path: Path) -> None:
     words = {
@@ -182,8 +187,7 @@ def test_ctrl_c_says_how_to_go_on(command: str, store: Path, tmp_path: Path) -> 
         [sys.executable, "-m", "ebmtraj", *words],
         stderr=subprocess.PIPE,
         text=True,
-        # a shell starts what runs in its background with Ctrl-C ignored, and that is inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=hear_ctrl_c,
     )
     sign = tmp_path / ("s.zarr/state" if command == "collect" else "run/metrics.jsonl")
     deadline = time.time() + 60

@@ -268,7 +268,7 @@ def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Stor
 @pytest.mark.parametrize("array", ["state", "action"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "missing"])
 def test_damaged_shards_are_named(array: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, store = damaged(tmp_path, monkeypatch)
+    path, _ = damaged(tmp_path, monkeypatch)
     shard = shard_files(path, array)[1]  # rows 64 to 127
     content = bytearray(shard.read_bytes())
     if damage == "missing":
