@@ -57,7 +57,7 @@ class TrainedResult:
     """What training made."""
 
     checkpoint: Path
-    seconds: float  # of work, over all sessions
+    seconds: float  # of work, all resumes together
     gait_fitness: dict[str, float]  # rad until a drop with every 4th action random, less the cost of drops
 
 
