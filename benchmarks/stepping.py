@@ -73,34 +73,6 @@ def closed_loop(
     return began.elapsed(), np.stack(taken)
 
 
-class OpenLoop:
-    """The limit: `mujoco.rollout` over whole episodes, outputs preallocated."""
-
-    def __init__(self, model: mujoco.MjModel, batch: int, steps: int, threads: int) -> None:
-        self.model = model
-        self.data = [mujoco.MjData(model) for _ in range(threads)]
-        self.rollout = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
-        size = mujoco.mj_stateSize(model, hand_cube.PHYSICS_STATE)
-        self.history = np.zeros((batch, steps * hand_cube.SUBSTEPS, size))
-
-    def __call__(self, start: NDArray[np.float64], actions: NDArray[np.float32]) -> Seconds:
-        """Seconds for the given actions (steps, B, A) from these physics states (B, P)."""
-        controls = hand_cube.controls(self.model, actions).transpose(1, 0, 2)
-        held = np.ascontiguousarray(np.repeat(controls, hand_cube.SUBSTEPS, axis=1))
-        began = Clock()
-        self.rollout.rollout(
-            [self.model] * len(start),
-            self.data,
-            start,
-            held,
-            nstep=held.shape[1],
-            state=self.history,
-            chunk_size=1,  # whole episodes are long: larger chunks would leave threads idle at the end
-            skip_checks=True,
-        )
-        return began.elapsed()
-
-
 def peer(vectorization: str, batch: int, steps: int, seed: int) -> float:
     """Seconds for `steps` control steps of `batch` environments in a Gymnasium vector environment, uniform actions."""
     env = gymnasium.make_vec(HAND_CUBE_ID, num_envs=batch, vectorization_mode=vectorization)
@@ -171,16 +143,18 @@ def main() -> None:
     env = HandCubeBatch(threads)
     env.reset(generators(options.seed, batch, 0))
     start = env.physics_state
-    limit = OpenLoop(env.model, batch, steps, threads)
     _, actions = closed_loop(env, start, steps, options.mode, options.seed)
-    limit(start, actions)  # both are warm
+    limit = env.open_loop(start, actions)
+    limit()  # both are warm
     closed, opened = [], []
     for repeat in range(options.repeats):  # in turns, first and second place alternating: the machine's load drifts
         for which in ("closed", "open") if repeat % 2 == 0 else ("open", "closed"):
             if which == "closed":
                 closed.append(closed_loop(env, start, steps, options.mode, options.seed)[0])
             else:
-                opened.append(limit(start, actions))
+                began = Clock()
+                limit()
+                opened.append(began.elapsed())
     env.close()
     ratios = [o.wall / c.wall for o, c in zip(opened, closed, strict=True)]
     cpu_ratios = [o.cpu / c.cpu for o, c in zip(opened, closed, strict=True)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import sys
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -25,7 +27,14 @@ def collect_command(
     ] = None,
     seed: Seed = 0,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; the content does not depend on it. [default: cores]")
+        int | None, typer.Option(help="Processes; the content does not depend on it. [default: all cores]")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="local (processes of this machine) or ray (a cluster; needs the extra ray).")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a running Ray cluster; auto: the one of this machine. [default: Ray on this machine alone]"),
     ] = None,
     recipe: Recipe = None,
     set_: Set = None,
@@ -38,14 +47,17 @@ def collect_command(
     Episode i depends on the seed, i and the recipe only, so any number of workers gives the same content hash. Killed at any
     moment, it leaves a store that --resume completes to the same bits.
 
+    On a cluster: `ray start --head` on the first machine, `ray start --address FIRST:6379` on the others, and
+    --backend ray --address auto on any of them. Only this process writes the store.
+
     Example: ebmtraj collect hand.zarr --env hand-cube --episodes 2000 --policy trained --action-rule every-4th-random
     """
     from ebmtraj.collect import CollectConfig, collect
     from ebmtraj.config import from_recipe
-    from ebmtraj.runs import cores
 
-    given: dict[str, Any] = {"env": env, "episodes": episodes, "steps": steps, "policy": policy, "workers": workers}
-    defaults: dict[str, Any] = {"workers": cores(), "seed": seed}
+    given: dict[str, Any] = {"env": env, "episodes": episodes, "steps": steps, "policy": policy}
+    given |= {"workers": workers, "backend": backend, "address": address}
+    defaults: dict[str, Any] = {"workers": 0, "seed": seed}
     config = from_recipe(CollectConfig, recipe, set_ or [], defaults)
     changes = {key: value for key, value in given.items() if value is not None}
     options = {"mode": policy_mode, "action_rule": action_rule}
@@ -53,7 +65,8 @@ def collect_command(
     if options:
         changes["policy_kwargs"] = {**config.policy_kwargs, **options}
     config = replace(config, **changes)
-    with progress() as bar:
+    # Ray tells of workers that died on stdout, which is for --json alone
+    with progress() as bar, contextlib.redirect_stdout(sys.stderr):
         task = bar.add_task(f"collecting {config.env}", total=config.episodes, note="episodes")
         result = collect(
             store,
@@ -62,6 +75,7 @@ def collect_command(
             resume=resume,
             on_progress=lambda done, total: bar.update(task, completed=done),
         )
+    limit = result.open_loop_steps_per_second
     if json_:
         print_json(
             {
@@ -70,11 +84,18 @@ def collect_command(
                 "steps_per_second": round(result.steps_per_second, 1),
                 "content_hash": result.content_hash,
                 "terminated": result.terminated,
+                "workers": result.workers,
+                "open_loop_steps_per_second": limit and round(limit, 1),
+                "of_open_loop_limit": limit and round(result.steps_per_second / limit, 3),
             }
         )
         return
     say(
         f"{store}: {result.episodes} episodes, {result.transitions} transitions, {result.terminated} ended early, "
-        f"{result.steps_per_second:,.0f} steps/s, content hash {result.content_hash[:16]}"
+        f"content hash {result.content_hash[:16]}"
     )
+    if result.steps_per_second:
+        rate = f"{result.steps_per_second:,.0f} steps/s with {result.workers} workers, their start included"
+        of = f", {result.steps_per_second / limit:.0%} of MuJoCo's {limit:,.0f} without a policy or a store" if limit else ""
+        say(rate + of)
     say(f"next: ebmtraj train transition --data {shlex.quote(store)} --run runs/hand")

@@ -18,7 +18,7 @@ from ebmtraj.datasets.blocks import SCHEMA
 from ebmtraj.errors import EbmtrajError
 
 FORMAT = "ebmtraj-trajectories"
-CHUNK_ROWS, SHARD_ROWS = 4096, 65_536
+CHUNK_ROWS, SHARD_ROWS = 4096, 131_072
 CHUNK_EPISODES, SHARD_EPISODES = 4096, 65_536
 
 EPISODE_ARRAYS: dict[str, tuple[str, int, int | bool]] = {  # name: type, columns (0: a vector), value of what is missing

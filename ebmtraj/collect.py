@@ -6,17 +6,10 @@ Episode i is a function of (seed, i) and the recipe: not of the number of worker
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +18,19 @@ import numpy as np
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.datasets.zarr_files import is_vacant
-from ebmtraj.envs.batch import BatchEnv
+from ebmtraj.envs.batch import BatchEnv, HandCubeBatch
 from ebmtraj.envs.policies import Policy, make_policy
 from ebmtraj.envs.registry import make_batch
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.parallel import Backend, Pool, open_pool
 
-Blocks = Iterator[EpisodeBlock]
-RETRIES = 1  # how often a block whose worker died is tried again
+LIMIT_SHARE = 0.05  # of the collection's own steps are simulated again to find the open-loop limit,
+LIMIT_STEPS = (4, 25)  # but no fewer and no more steps of a block than these
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What to simulate; all but `episodes`, `workers` and `block_episodes` decides the content of an episode."""
+    """What to simulate; `episodes`, `workers`, `backend`, `address` and `block_episodes` do not change an episode."""
 
     env: str = "hand-cube"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -45,11 +39,13 @@ class CollectConfig:
     seed: int = 0
     policy: str = "random"
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
-    workers: int = 1  # processes; 1 simulates in this one
+    workers: int = 1  # processes; 1 simulates in this one, 0 takes all cores (of the cluster, with Ray)
+    backend: Backend = "local"  # processes of this machine, or a Ray cluster
+    address: str | None = None  # of a running Ray cluster; "auto" for the one that this machine belongs to
     block_episodes: int = 64  # simulated together, and stored all or none
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("steps", 1), ("seed", 0), ("workers", 1), ("block_episodes", 1)):
+        for name, least in (("episodes", 1), ("steps", 1), ("seed", 0), ("workers", 0), ("block_episodes", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise EbmtrajError(f"{name} is {value!r}; give a whole number of at least {least}")
@@ -64,6 +60,8 @@ class CollectResult:
     steps_per_second: float  # of the transitions that this run added
     content_hash: str
     terminated: int  # episodes that ended by themselves
+    workers: int
+    open_loop_steps_per_second: float | None  # what the simulator alone reaches on as many workers; None where unknown
 
 
 def collect(
@@ -93,31 +91,38 @@ def collect(
             f"store {writer.path} holds {writer.episodes} episodes, more than the {config.episodes} asked for; "
             f"use --episodes {writer.episodes} or more, or another path"
         )
-    before, started = writer.transitions, time.perf_counter()
+    first, before, started = writer.episodes, writer.transitions, time.perf_counter()
     if on_progress:
         on_progress(writer.episodes, config.episodes)
-    for block in _simulate(config, writer.episodes):
-        writer.append_block(block)
-        if on_progress:
-            on_progress(writer.episodes, config.episodes)
-    seconds = time.perf_counter() - started
-    store = writer.finish()
+    with open_pool(config.workers, config.backend, config.address) as pool:
+        ranges = _ranges(config, first, pool.workers)
+        for block in pool.map(partial(simulate_block, config), ranges, _name):
+            writer.append_block(block)
+            if on_progress:
+                on_progress(writer.episodes, config.episodes)
+        seconds = time.perf_counter() - started
+        store = writer.finish()
+        added = store.transitions - before
+        workers = min(pool.workers, len(ranges))
+        limit = _limit(config, pool, workers, ranges[0], added) if ranges else None
     return CollectResult(
         episodes=store.episodes,
         transitions=store.transitions,
-        steps_per_second=(store.transitions - before) / seconds if store.transitions > before else 0.0,
+        steps_per_second=added / seconds if added else 0.0,
         content_hash=store.content_hash or "",
         terminated=int(store.terminated.sum()),
+        workers=workers,
+        open_loop_steps_per_second=limit,
     )
 
 
-def simulate_block(config: CollectConfig, first: int, last: int) -> EpisodeBlock:
-    """Simulate episodes `first` to `last` - 1 side by side; a pure function, whatever the process.
+def simulate_block(config: CollectConfig, block: tuple[int, int]) -> EpisodeBlock:
+    """Simulate the episodes from the first of `block` up to, not with, its second side by side; a pure function.
 
     An episode ends at the step limit or with the state in which the environment terminates.
     """
     env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
-    seeds = [episode_seed(config.seed, episode) for episode in range(first, last)]
+    seeds = [episode_seed(config.seed, episode) for episode in range(*block)]
     state = env.reset([_generator(seed, 0) for seed in seeds])
     policy.reset([_generator(seed, 1) for seed in seeds])
     batch = len(seeds)
@@ -139,6 +144,27 @@ def simulate_block(config: CollectConfig, first: int, last: int) -> EpisodeBlock
     assert actions is not None
     reached = np.arange(config.steps + 1) <= length[:, None]  # (B, T + 1)
     return EpisodeBlock(states[reached], actions[reached[:, 1:]], length, np.array(seeds, np.uint64), ~running)
+
+
+def open_loop_rate(config: CollectConfig, steps: int, block: tuple[int, int]) -> float | None:
+    """Steps a second of the simulator alone, given the actions of a block's first `steps` steps beforehand.
+
+    None where the environment can't run without coming back to Python.
+    """
+    env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
+    if not isinstance(env, HandCubeBatch):
+        return None
+    seeds = [episode_seed(config.seed, episode) for episode in range(*block)]
+    state = env.reset([_generator(seed, 0) for seed in seeds])
+    policy.reset([_generator(seed, 1) for seed in seeds])
+    start, actions = env.physics_state, []
+    for _ in range(steps):
+        actions.append(np.asarray(policy(state), np.float32))
+        state, _ = env.step(actions[-1])
+    run = env.open_loop(start, np.stack(actions))
+    began = time.perf_counter()
+    run()
+    return len(seeds) * steps / (time.perf_counter() - began)
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -181,78 +207,22 @@ def _json(options: dict[str, Any]) -> str:
         raise EbmtrajError(f"options {options!r} are not plain JSON values: {error}") from None
 
 
-def _simulate(config: CollectConfig, start: int) -> Blocks:
-    """Blocks of all episodes from `start` on, in order."""
+def _ranges(config: CollectConfig, start: int, workers: int) -> list[tuple[int, int]]:
+    """First episode and the one after the last of each block from `start` on."""
     size, left = config.block_episodes, config.episodes - start
-    if config.workers > 1:
-        size = min(size, max(4, -(-left // (4 * config.workers))))  # so that no worker idles long at the end
-    ranges = [(first, min(first + size, config.episodes)) for first in range(start, config.episodes, size)]
-    workers = min(config.workers, len(ranges))
     if workers > 1:
-        yield from _simulate_in_processes(config, ranges, workers)
-    else:
-        for first, last in ranges:
-            yield simulate_block(config, first, last)
+        size = min(size, max(4, -(-left // (4 * workers))))  # so that no worker idles long at the end
+    return [(first, min(first + size, config.episodes)) for first in range(start, config.episodes, size)]
 
 
-def _simulate_in_processes(config: CollectConfig, ranges: list[tuple[int, int]], workers: int) -> Blocks:
-    """Two blocks a worker are on their way at any time, so that memory is bounded and no worker waits for the writer."""
-    waiting = deque(ranges)
-    flying: deque[tuple[tuple[int, int], Future[EpisodeBlock]]] = deque()
-    pool = _pool(workers)
-    deaths = 0  # since the last block came in
-    try:
-        while waiting or flying:
-            try:
-                while waiting and len(flying) < 2 * workers:
-                    flying.append((waiting[0], pool.submit(simulate_block, config, *waiting[0])))
-                    waiting.popleft()
-                block = flying[0][1].result()
-            except BrokenProcessPool:
-                first, last = flying[0][0] if flying else waiting[0]
-                deaths += 1
-                if deaths > RETRIES:
-                    raise EbmtrajError(
-                        f"a worker process died {deaths} times while simulating episodes {first} to {last - 1} (killed, out "
-                        "of memory or crashed); what is stored is whole: go on with --resume and fewer --workers"
-                    ) from None
-                waiting.extendleft(reversed([members for members, _ in flying]))
-                flying.clear()
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = _pool(workers)
-                continue
-            deaths = 0
-            flying.popleft()
-            yield block
-    finally:
-        if waiting or flying:  # an error or Ctrl-C: whatever the workers still simulate is not wanted
-            _terminate(pool)
-        else:
-            pool.shutdown()
+def _name(block: tuple[int, int]) -> str:
+    return f"episodes {block[0]} to {block[1] - 1}"
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, as a fork would copy the threads of zarr and of the simulator in a state that nobody knows.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-
-
-def _terminate(pool: ProcessPoolExecutor) -> None:
-    processes = list((getattr(pool, "_processes", None) or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone: a killed parent can't end its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+def _limit(config: CollectConfig, pool: Pool, workers: int, block: tuple[int, int], added: int) -> float | None:
+    """Steps a second that all workers together reach open loop; None where the environment has no such limit."""
+    share = LIMIT_SHARE * added / workers / (block[1] - block[0])
+    steps = int(min(config.steps, max(LIMIT_STEPS[0], min(LIMIT_STEPS[1], share))))
+    rates = list(pool.map(partial(open_loop_rate, config, steps), [block] * workers, _name))
+    known = [rate for rate in rates if rate is not None]
+    return sum(known) if len(known) == workers else None

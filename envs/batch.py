@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import gymnasium
@@ -140,6 +140,15 @@ class HandCubeBatch:
             "model_hash": hand_cube.model_hash(self.model),
         }
 
+    def open_loop(self, start: NDArray[np.float64], actions: NDArray[np.float32]) -> Callable[[], NDArray[np.float64]]:
+        """What `step` can't be faster than: a call that has MuJoCo simulate actions (T, B, 20) given beforehand.
+
+        `start` (B, 62) are physics states; the call returns the last ones and leaves this batch as it is. Same threads.
+        """
+        controls = hand_cube.controls(self.model, actions).transpose(1, 0, 2)
+        held = np.ascontiguousarray(np.repeat(controls, hand_cube.SUBSTEPS, axis=1))
+        return self._stepper.open_loop(start, held)
+
     def close(self) -> None:
         """Stop the threads."""
         self._stepper.close()
@@ -185,6 +194,26 @@ class _Stepper:
                 f"hand-cube: the simulation of row {row} diverged; start it from a state without deep overlaps"
             )
         return last
+
+    def open_loop(self, start: NDArray[np.float64], controls: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        """Many substeps in one call, with all memory at hand: (physics (B, P), controls (B, K, U)) -> physics (B, P)."""
+        models, history = [self.model] * len(start), np.zeros((*controls.shape[:2], self.size))
+
+        def run() -> NDArray[np.float64]:
+            # Whole episodes are long: chunks of more than one would leave threads idle at the end.
+            self._rollout.rollout(
+                models,
+                self._data,
+                start,
+                controls,
+                nstep=controls.shape[1],
+                state=history,
+                chunk_size=1,
+                skip_checks=True,
+            )
+            return history[:, -1]
+
+        return run
 
     def close(self) -> None:
         self._rollout.close()

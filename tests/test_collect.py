@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -88,6 +89,8 @@ def test_workers_and_blocks_do_not_change_the_content(tmp_path: Path) -> None:
     assert len({result.content_hash for result in results.values()}) == 1
     assert all((result.episodes, result.transitions) == (24, 240) for result in results.values())
     assert all(result.steps_per_second > 0 for result in results.values())
+    assert [result.workers for result in results.values()] == [1, 2, 4, 1]
+    assert all((result.open_loop_steps_per_second or 0) > result.steps_per_second for result in results.values())
     assert verify(tmp_path / "four") == {
         "ok": True,
         "complete": True,
@@ -98,12 +101,12 @@ def test_workers_and_blocks_do_not_change_the_content(tmp_path: Path) -> None:
 
 
 def test_an_episode_is_a_function_of_its_seed_and_replays(tmp_path: Path) -> None:
-    block = simulate_block(HAND, 3, 7)
-    again = simulate_block(HAND, 6, 8)  # episode 6 in another place of another batch
+    block = simulate_block(HAND, (3, 7))
+    again = simulate_block(HAND, (6, 8))  # episode 6 in another place of another batch
     np.testing.assert_array_equal(block.state[3 * 11 :], again.state[:11])
     np.testing.assert_array_equal(block.action[3 * 10 :], again.action[:10])
     assert int(block.seed[3]) == episode_seed(7, 6) == int(again.seed[0])
-    assert len({*block.seed.tolist(), *simulate_block(replace(HAND, seed=8), 3, 7).seed.tolist()}) == 8
+    assert len({*block.seed.tolist(), *simulate_block(replace(HAND, seed=8), (3, 7)).seed.tolist()}) == 8
 
     env = HandCubeBatch()  # the stored actions lead through the stored states
     env.reset([collect_module._generator(episode_seed(7, 6), 0)])
@@ -242,14 +245,73 @@ def test_a_killed_worker_costs_a_retry_and_nothing_else(tmp_path: Path) -> None:
     assert result.content_hash == expected
 
 
+def ray_workers() -> list[int]:
+    """Processes in which Ray simulates at this moment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(b"ray::_on_node"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_ray_gives_the_same_content_also_when_a_worker_is_killed(tmp_path: Path) -> None:
+    expected = collect(tmp_path / "a", HAND).content_hash
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int) -> None:
+        workers = ray_workers()
+        if done and not killed and workers:
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(workers[0])
+
+    result = collect(tmp_path / "b", replace(HAND, workers=2, backend="ray"), on_progress=kill_one)
+    assert (result.content_hash, result.workers) == (expected, 2)
+    assert killed
+    assert result.open_loop_steps_per_second is not None
+    assert verify(tmp_path / "b")["ok"]
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_node_gives_the_same_content(tmp_path: Path) -> None:
+    config = replace(HAND, episodes=600, steps=20, workers=0, block_episodes=4)
+    expected = collect(tmp_path / "a", config).content_hash
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5e" * 32, "RAY_ADDRESS": ""}
+    ray = [str(Path(sys.executable).with_name("ray"))]
+    options = ["--num-cpus", "2", "--disable-usage-stats"]
+    head = [*ray, "start", "--head", "--port", "6399", "--include-dashboard", "false", *options]
+    subprocess.run(head, env=env, check=True, stdout=subprocess.DEVNULL)
+    join = [*ray, "start", "--address", "127.0.0.1:6399", "--block", *options]
+    node = subprocess.Popen(join, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        time.sleep(10)  # until the second node has joined
+        recipe = ["--episodes", "600", "--steps", "20", "--seed", "7", "--set", "block_episodes=4"]
+        command = [sys.executable, "-m", "ebmtraj", "collect", str(tmp_path / "b"), *recipe]
+        command += ["--backend", "ray", "--address", "auto", "--json"]
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+        while not (tmp_path / "b").exists() or Store.open(tmp_path / "b").episodes < 100:
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(node.pid, signal.SIGKILL)
+        assert Store.open(tmp_path / "b").episodes < 500
+        result = json.loads(process.communicate()[0])
+    finally:
+        node.kill()
+        subprocess.run([*ray, "stop", "--force"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    assert (result["workers"], result["content_hash"]) == (4, expected)
+
+
 def test_a_block_that_kills_its_workers_is_an_error(tmp_path: Path, ragged: CollectConfig) -> None:
-    with pytest.raises(EbmtrajError, match=r"died 2 times while simulating episodes 0 to \d+ "):
+    with pytest.raises(EbmtrajError, match=r"died 2 times while doing episodes 0 to \d+ "):
         collect(tmp_path / "a", replace(ragged, env_kwargs={"fault": "crash"}, workers=2))
     assert Store.open(tmp_path / "a").episodes == 0
 
 
-@pytest.mark.parametrize("key", ["episodes", "steps", "workers", "block_episodes"])
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    ("key", "value"), [("episodes", 0), ("steps", -1), ("workers", -1), ("block_episodes", 0), ("episodes", True)]
+)
 def test_counts_must_be_positive(key: str, value: int) -> None:
     with pytest.raises(EbmtrajError, match=f"{key} is {value}"):
         replace(HAND, **{key: value})  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ def test_an_episode_does_not_depend_on_the_batch(rollout_states, rule):
 
 def test_collection_with_the_policy_does_not_depend_on_the_blocks():
     config = CollectConfig(policy="trained", policy_kwargs={"action_rule": "every-4th-random"}, episodes=6, steps=8)
-    whole, part = simulate_block(config, 0, 6), simulate_block(config, 4, 5)
+    whole, part = simulate_block(config, (0, 6)), simulate_block(config, (4, 5))
     rows = slice(int(whole.length[:4].sum()), int(whole.length[:5].sum()))
     np.testing.assert_array_equal(part.action, whole.action[rows])
 

@@ -1,0 +1,275 @@
+"""Many calls of one function, answered in order: in this process, in processes of this machine, or on a Ray cluster.
+
+At most two items a worker are under way, so that memory does not grow with their number. A worker that dies costs a retry.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import multiprocessing
+import os
+import platform
+import secrets
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.runs import cores, versions
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Name = Callable[[Any], str]  # what an item is called in an error
+Backend = Literal["local", "ray"]
+
+RETRIES = 1  # how often an item whose worker died is tried again
+SAME_ON_ALL_NODES = ("ebmtraj", "numpy", "scipy", "mujoco", "gymnasium", "gymnasium-robotics")
+
+
+class Pool(abc.ABC):
+    """Workers that call functions; a context manager that frees them."""
+
+    workers: int
+
+    @abc.abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], name: Name = repr) -> Iterator[Result]:
+        """`function` of every item, in the items' order.
+
+        Raises what `function` raises, and `EbmtrajError` where the same item's worker dies twice.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End the workers; what they still compute is not wanted."""
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_pool(workers: int = 0, backend: Backend = "local", address: str | None = None) -> Pool:
+    """Workers on this machine or on a Ray cluster; 0 is as many as there are cores.
+
+    With Ray, an `address` is that of a running cluster ("auto": the one that this machine belongs to); without one, Ray is
+    started on this machine alone. Raises `EbmtrajError` where Ray is not installed or the cluster can't be reached.
+    """
+    if backend == "ray":
+        return RayPool(workers, address)
+    if backend != "local":
+        raise EbmtrajError(f"unknown backend {backend!r}; use local (processes of this machine) or ray (a cluster)")
+    if address is not None:
+        raise EbmtrajError(f"address {address!r} is that of a Ray cluster; add --backend ray, or leave it out")
+    workers = workers or cores()
+    return ProcessPool(workers) if workers > 1 else ThisProcess()
+
+
+class ThisProcess(Pool):
+    """No worker beside this process."""
+
+    workers = 1
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], name: Name = repr) -> Iterator[Result]:
+        """As `Pool.map`, one after the other."""
+        return map(function, items)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class ProcessPool(Pool):
+    """Processes of this machine, which end when this one does."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], name: Name = repr) -> Iterator[Result]:
+        """As `Pool.map`; all workers start anew where one has died."""
+        waiting = deque(items)
+        flying: deque[tuple[Item, Future[Result]]] = deque()
+        deaths = 0  # since the last answer
+        while waiting or flying:
+            try:
+                while waiting and len(flying) < 2 * self.workers:
+                    flying.append((waiting[0], self._running(len(items)).submit(function, waiting[0])))
+                    waiting.popleft()
+                answer = flying[0][1].result()
+            except BrokenProcessPool:
+                lost = flying[0][0] if flying else waiting[0]
+                deaths += 1
+                if deaths > RETRIES:
+                    raise EbmtrajError(_died(name(lost), "worker process", deaths)) from None
+                waiting.extendleft(reversed([item for item, _ in flying]))
+                flying.clear()
+                self.close()
+                continue
+            deaths = 0
+            flying.popleft()
+            yield answer
+
+    def _running(self, items: int) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Spawned, as a fork would copy the threads of zarr and of the simulator in a state that nobody knows.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(min(self.workers, items), context, initializer=_start_worker)
+        return self._pool
+
+    def close(self) -> None:
+        """As `Pool.close`."""
+        if self._pool is None:
+            return
+        processes = list((getattr(self._pool, "_processes", None) or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is gone: a killed parent can't end its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+class RayPool(Pool):
+    """A Ray cluster, or Ray on this machine alone where no address is given."""
+
+    def __init__(self, workers: int = 0, address: str | None = None) -> None:
+        self._ray = _import_ray(alone=address is None)
+        self._ours = not self._ray.is_initialized()  # a notebook may have connected already
+        if self._ours:
+            self._connect(workers, address)
+        processors = int(self._ray.cluster_resources().get("CPU", 0))
+        if processors < 1:
+            self.close()
+            raise EbmtrajError("the Ray cluster has no CPU to give; start its nodes with --num-cpus of at least 1")
+        self.workers = min(workers or processors, processors)
+
+    def _connect(self, workers: int, address: str | None) -> None:
+        # The user's own modules are looked for where this process finds them: all machines see the same folders, or a copy.
+        own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
+        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(own)}}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": environment}
+        try:
+            if address is None:
+                self._ray.init(
+                    address="local",
+                    num_cpus=workers or cores(),
+                    include_dashboard=False,
+                    object_store_memory=256 * 2**20,  # bytes; blocks of episodes are small, and few are under way
+                    **options,
+                )
+            else:
+                self._ray.init(address=address, **options)
+        except Exception as error:  # Ray raises many kinds
+            mend = "start it with `ray start --head`, or leave out --address to use this machine alone"
+            if address is None:
+                mend = "use --backend local on this machine"
+            raise EbmtrajError(f"can't reach Ray at {address or 'this machine'} ({_line(error)}); {mend}") from None
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], name: Name = repr) -> Iterator[Result]:
+        """As `Pool.map`; a node that is lost costs a retry as well."""
+        ray = self._ray
+        task = ray.remote(_on_node).options(num_cpus=1, max_retries=RETRIES)
+        here = _bits_depend_on()
+        waiting = deque(items)
+        flying: deque[tuple[Item, Any]] = deque()
+        done: set[Any] = set()
+        try:
+            while waiting or flying:
+                running = [answer for _, answer in flying if answer not in done]
+                if waiting and len(running) < self.workers and len(flying) < 2 * self.workers:
+                    flying.append((waiting[0], task.remote(function, waiting.popleft(), here)))
+                elif flying[0][1] not in done:
+                    done.update(ray.wait(running, num_returns=1, fetch_local=False)[0])
+                else:
+                    item, answer = flying.popleft()
+                    done.remove(answer)
+                    yield self._get(answer, name(item))
+        finally:
+            for _, answer in flying:
+                with contextlib.suppress(Exception):
+                    ray.cancel(answer, force=True)
+
+    def _get(self, answer: Any, what: str) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(answer)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, EbmtrajError):
+                raise error.cause from None
+            reason = _line(error.cause or error)
+            raise EbmtrajError(f"{what} failed on a Ray node ({reason}); is the same ebmtraj installed there?") from None
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError):
+            raise EbmtrajError(_died(what, "Ray worker", RETRIES + 1)) from None
+        except errors.RayError as error:
+            raise EbmtrajError(
+                f"Ray could not do {what} ({' '.join(str(error).split())[:160]}); go on with --resume"
+            ) from None
+
+    def close(self) -> None:
+        """As `Pool.close`; a cluster that others started goes on."""
+        if self._ours:
+            self._ray.shutdown()
+
+
+def _import_ray(alone: bool) -> Any:
+    # Ray reads these when it is imported: no report of usage, no warning about a future default.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # what it holds back would come out at exit
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if alone and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        # A key of its own: Ray would write one to the home folder, and ask for it on all clusters to come.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise EbmtrajError("--backend ray needs Ray; install it: pip install 'ebmtraj[ray]'") from None
+    return ray
+
+
+def _on_node(function: Callable[[Item], Result], item: Item, expected: Mapping[str, str]) -> Result:
+    """Call on a node whose packages are those of the driver: with others the bits could be others."""
+    for package, version in _bits_depend_on().items():
+        if expected[package] != version:
+            raise EbmtrajError(
+                f"Ray node {platform.node()} has {package} {version}, this one {expected[package]}; "
+                "install the same versions on all nodes (constraints.txt pins them)"
+            )
+    return function(item)
+
+
+@lru_cache(maxsize=1)
+def _bits_depend_on() -> dict[str, str]:
+    found = versions()
+    return {package: found.get(package, "none") for package in SAME_ON_ALL_NODES}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _died(what: str, who: str, times: int) -> str:
+    return (
+        f"a {who} died {times} times while doing {what} (killed, out of memory or crashed); "
+        "what is stored is whole: go on with --resume and fewer --workers"
+    )

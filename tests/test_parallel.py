@@ -1,0 +1,104 @@
+"""The contract of every pool of workers: order, bounded look-ahead, errors, and workers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ebmtraj import parallel
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.parallel import Pool, ProcessPool, RayPool, ThisProcess, open_pool
+
+MAKERS: dict[str, Callable[[], Pool]] = {
+    "this process": ThisProcess,
+    "processes": partial(ProcessPool, 2),
+    "ray": partial(RayPool, 2),
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    with MAKERS[request.param]() as made:
+        yield made
+
+
+def slow_square(folder: Path, item: int) -> int:
+    """Leaves a trace, so that the test sees what has been started; earlier items take longer."""
+    (folder / str(item)).touch()
+    time.sleep(0.02 * (3 - item % 4))
+    return item * item
+
+
+def refuse(item: int) -> int:
+    raise EbmtrajError(f"item {item} is not for me")
+
+
+def die_once(folder: Path, item: int) -> int:
+    if item == 2 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def die(item: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_the_address_of_no_cluster_is_one_line() -> None:
+    """Comes first, and in a process of its own: Ray of another test would count as the cluster."""
+    program = "from ebmtraj.parallel import open_pool; open_pool(2, 'ray', 'auto')"
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert "EbmtrajError: can't reach Ray at auto" in done.stderr.splitlines()[-1]
+    assert "ray start --head" in done.stderr
+
+
+def test_answers_come_in_order_and_few_are_under_way(pool: Pool, tmp_path: Path) -> None:
+    answers = pool.map(partial(slow_square, tmp_path), range(40))
+    for item, answer in enumerate(answers):
+        assert answer == item * item
+        assert len(list(tmp_path.iterdir())) <= item + 1 + 2 * pool.workers
+    assert item == 39
+    assert list(pool.map(partial(slow_square, tmp_path), [])) == []
+
+
+def test_errors_of_the_function_come_through(pool: Pool) -> None:
+    with pytest.raises(EbmtrajError, match=r"^item 7 is not for me$"):
+        list(pool.map(refuse, [7, 8, 9]))
+    assert list(pool.map(abs, [-1, 2])) == [1, 2]  # and the pool goes on
+
+
+def test_a_worker_that_dies_costs_a_retry(pool: Pool, tmp_path: Path) -> None:
+    if isinstance(pool, ThisProcess):
+        pytest.skip("it would take the test along")
+    assert list(pool.map(partial(die_once, tmp_path), range(6))) == list(range(6))
+    assert (tmp_path / "died").exists()
+    with pytest.raises(EbmtrajError, match=r"died 2 times while doing block [01] ") as caught:
+        list(pool.map(die, [0, 1], lambda item: f"block {item}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ray_node_with_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_bits_depend_on", lambda: {"mujoco": "4.0.0"})
+    with pytest.raises(EbmtrajError, match=r"has mujoco 4\.0\.0, this one 3\.3\.0; install the same versions"):
+        parallel._on_node(abs, -1, {"mujoco": "3.3.0"})
+    assert parallel._on_node(abs, -1, {"mujoco": "4.0.0"}) == 1
+
+
+def test_requests_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EbmtrajError, match="unknown backend 'slurm'; use local"):
+        open_pool(2, "slurm")  # type: ignore[arg-type]
+    with pytest.raises(EbmtrajError, match="add --backend ray"):
+        open_pool(2, "local", "auto")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EbmtrajError, match=r"install it: pip install 'ebmtraj\[ray\]'"):
+        open_pool(2, "ray")
