@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Transitions
+from ebmtraj.datasets.windows import Batch, TransitionData
 from ebmtraj.energies.transition import TiltedPairEnergy, TiltedTransition
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -94,8 +94,9 @@ class TiltedModel(TransitionModel):
         return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
 
     @torch.no_grad()
-    def _calibrate(self, data: Transitions, most: int = 65536) -> None:
-        index = torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.rows.device).long()
+    def _calibrate(self, data: TransitionData, most: int = 65536) -> None:
+        fine = torch.float64 if len(data) > 2**24 else torch.float32  # float32 counts no further
+        index = torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.device, dtype=fine).long()
         self.tilted.calibrate(*self._coordinates(data.at(index)))
 
     def _energy_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
