@@ -29,6 +29,7 @@ EPISODE_ARRAYS: dict[str, tuple[str, int, int | bool]] = {  # name: type, column
     "digest": ("uint8", 32, 0),
 }
 
+URL_LIKE = re.compile(r"[A-Za-z][\w+.-]+:/")  # one letter would be a drive of Windows
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")  # zarr writes a file under such a name, then renames it
 
 
@@ -43,9 +44,36 @@ def _is_local(url: str) -> bool:
 
 
 def as_url(path: str | Path) -> str:
-    """A path or URL as zarr gets it: `~` expanded, no `file://`, no slash at a URL's end."""
-    text = str(path).removeprefix("file://")  # fsspec's local files would not make folders
+    """A path or URL as zarr gets it: `~` expanded, no `file://`, no slash at a URL's end.
+
+    Raises `EbmtrajError` for an empty path and as `known_scheme`.
+    """
+    text = plain(path)
+    if not text.strip():
+        raise EbmtrajError("the path of a store is empty; give a folder, or a URL such as s3://bucket/hand.zarr")
+    known_scheme(text)
     return str(Path(text).expanduser()) if _is_local(text) else text.rstrip("/")
+
+
+def plain(path: str | Path) -> str:
+    """A `file://` URL as the path that it names, since fsspec makes no folders there; anything else as it is."""
+    return str(path).removeprefix("file://")
+
+
+def known_scheme(path: str | Path) -> None:
+    """Raise `EbmtrajError` for a URL of a kind that fsspec does not know, or with one slash where two belong."""
+    text = str(path)
+    scheme, mark, rest = text.partition("://")
+    if mark:
+        from fsspec import available_protocols  # type: ignore[import-untyped]
+
+        chained = scheme.split("::")  # as in simplecache::s3://
+        unknown = [one for one in chained if one not in available_protocols()]
+        if unknown:
+            raise EbmtrajError(f"{text}: unknown URL scheme {unknown[0]!r}; use a folder, or a URL such as file:// or s3://")
+    elif URL_LIKE.match(text):
+        scheme, _, rest = text.partition(":/")
+        raise EbmtrajError(f"{text}: a URL has two slashes, {scheme}://{rest}; for a folder of that name write ./{text}")
 
 
 def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group | None:

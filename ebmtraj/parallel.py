@@ -10,15 +10,16 @@ import contextlib
 import multiprocessing
 import os
 import platform
+import queue
 import secrets
 import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import lru_cache
+from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeVar
 
 from ebmtraj.errors import EbmtrajError
@@ -86,62 +87,120 @@ class ThisProcess(Pool):
 
 
 class ProcessPool(Pool):
-    """Processes of this machine, which end when this one does."""
+    """Processes of this machine, which end when this one does.
+
+    Each has a pipe of its own, so that the death of one is seen at once and disturbs no other. The standard library's pool
+    has one for all the answers: where a worker is killed while it sends, its reader waits forever.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._threads: ThreadPoolExecutor | None = None  # each waits for one process
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._started: list[_Worker] = []
+        self._lock = threading.Lock()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], name: Name = repr) -> Iterator[Result]:
-        """As `Pool.map`; all workers start anew where one has died."""
+        """As `Pool.map`; only the worker that has died starts anew."""
         waiting = deque(items)
-        flying: deque[tuple[Item, Future[Result]]] = deque()
-        deaths = 0  # since the last answer
-        while waiting or flying:
-            try:
+        flying: deque[Future[Result]] = deque()
+        try:
+            while waiting or flying:
                 while waiting and len(flying) < 2 * self.workers:
-                    flying.append((waiting[0], self._running(len(items)).submit(function, waiting[0])))
-                    waiting.popleft()
-                answer = flying[0][1].result()
-            except BrokenProcessPool:
-                lost = flying[0][0] if flying else waiting[0]
-                deaths += 1
-                if deaths > RETRIES:
-                    raise EbmtrajError(_died(name(lost), "worker process", deaths)) from None
-                waiting.extendleft(reversed([item for item, _ in flying]))
-                flying.clear()
-                self.close()
-                continue
-            deaths = 0
-            flying.popleft()
-            yield answer
+                    flying.append(self._running(len(items)).submit(self._answer, function, waiting.popleft(), name))
+                yield flying.popleft().result()
+        finally:
+            for future in flying:
+                future.cancel()
 
-    def _running(self, items: int) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Spawned, as a fork would copy the threads of zarr and of the simulator in a state that nobody knows.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(min(self.workers, items), context, initializer=_start_worker)
-        return self._pool
+    def _running(self, items: int) -> ThreadPoolExecutor:
+        if self._threads is None:
+            count = min(self.workers, items)
+            self._threads, self._idle = ThreadPoolExecutor(count), queue.SimpleQueue()
+            for _ in range(count):
+                self._idle.put(self._start())
+        return self._threads
+
+    def _answer(self, function: Callable[[Item], Result], item: Item, name: Name) -> Result:
+        idle = self._idle
+        for _ in range(1 + RETRIES):
+            worker = idle.get()
+            try:
+                good, answer = worker.ask(function, item)
+            except (EOFError, OSError):  # it has died, maybe in the middle of its answer
+                worker.end()
+                idle.put(self._start())
+                continue
+            idle.put(worker)
+            if good:
+                return answer
+            raise answer
+        raise EbmtrajError(_died(name(item), "worker process", 1 + RETRIES))
+
+    def _start(self) -> _Worker:
+        with self._lock:
+            if self._threads is None:
+                raise CancelledError
+            self._started = [each for each in self._started if each.process.is_alive()]
+            self._started.append(worker := _Worker())
+        return worker
 
     def close(self) -> None:
         """As `Pool.close`."""
-        if self._pool is None:
-            return
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
+        with self._lock:
+            threads, self._threads = self._threads, None
+            started, self._started = self._started, []
+        for worker in started:
+            worker.process.terminate()
+        if threads is not None:
+            threads.shutdown(cancel_futures=True)
+        for worker in started:
+            worker.end()
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone: a killed parent can't end its workers."""
+class _Worker:
+    """A process that answers one call after the other."""
+
+    def __init__(self) -> None:
+        # Spawned, as a fork would copy the threads of zarr and of the simulator in a state that nobody knows.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+
+    def ask(self, function: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
+        """Whether the call went well, and its answer or what it raised; raises `EOFError` or `OSError` for a death."""
+        self._pipe.send((function, item))
+        answer: tuple[bool, Any] = self._pipe.recv()
+        return answer
+
+    def end(self) -> None:
+        """Make sure that the process is gone."""
+        self.process.terminate()
+        self.process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection[Any, Any]) -> None:
+    """A worker's life: leave Ctrl-C to the parent, and end when the parent is gone, also in the middle of a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    while True:
+        try:
+            function, item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, function(item))
+        except Exception as error:
+            answer = (False, error)
+        try:
+            pipe.send(answer)
+        except Exception as error:  # an answer, or an error, that can't be pickled
+            pipe.send((False, RuntimeError(f"{type(answer[1]).__name__} can't be sent: {error}")))
 
 
 def _end_with(parent: Any) -> None:
