@@ -311,9 +311,16 @@ CASES: dict[str, Case] = {
     "fields: a quaternion of 3": of_fields('[{"name": "a", "size": 3, "kind": "quaternion"}]', "quaternion"),
     # stores
     "split by a fraction": Case("data split {toy} {here}/new.zarr --split 0.8", ("'0.8'", "train, validation, test")),
-    "show of an empty store": Case("data show {made}", ("no episode 0",), lambda path: StoreWriter.create(path, RECIPE)),
+    "show of an empty store": Case(
+        "data show {made}", ("no episode 0", "none yet"), lambda path: StoreWriter.create(path, RECIPE)
+    ),
     "export of an empty store": Case(
         "data export {made} {here}/o.npz --format npz", ("not finished",), lambda path: StoreWriter.create(path, RECIPE)
+    ),
+    "training on an unfinished store": Case(
+        "train transition --data {made} --run {here}/run",
+        ("not finished", "--resume"),
+        lambda path: StoreWriter.create(path, RECIPE),
     ),
     "merge with an unfinished store": Case(
         "data merge {toy} {made} {here}/m.zarr", ("not finished",), lambda path: StoreWriter.create(path, RECIPE)

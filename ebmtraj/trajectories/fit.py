@@ -72,6 +72,11 @@ def train_transition(
     where = choose_device(device)
     use_threads(recipe.training.threads)
     store = Store.open(recipe.data)
+    if not store.complete:  # what it holds may still change, and no hash says what was trained on
+        raise EbmtrajError(
+            f"store {recipe.data} is not finished; go on with the command that made it and --resume "
+            f"(with --episodes {max(1, store.episodes)} it ends as it is)"
+        )
     recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
     going_on = resume and (path / "config.toml").exists()
     if going_on:
