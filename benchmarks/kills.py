@@ -38,7 +38,7 @@ VICTIMS: tuple[Victim, ...] = ("parent", "worker", "group")
 COLLECT = "--env hand-cube --policy trained --action-rule every-4th-random --episodes 240 --workers 2 --seed 11"
 COLLECT += " --set block_episodes=16"
 MARK = "EBMTRAJ_KILLS"  # this variable of the environment marks every process that a run starts
-PATIENCE = 30.0  # s; so long may workers take to see that their parent is gone: on a busy machine, Ray's take long
+PATIENCE = 90.0  # s; so long may workers take to see that their parent is gone: those of Ray take more than a minute
 
 
 class Run:
