@@ -90,7 +90,7 @@ def data_table(scale: dict[str, Any]) -> str:
     collection, kills, reading, seeds = (load(name) for name in ("collection", "kills", "reading", "policy_seeds"))
     whole = f"{scale['episodes']:,} episodes" + ("" if scale["complete"] else f" of {scale['minutes_for_all']:.0f} min")
     limit, runs, peers = collection["of_open_loop_limit"], collection["steps_per_second"], collection["peers"]
-    best = max(peers, key=lambda name: peers[name]["steps_per_second"])
+    best = max(peers, key=lambda name: peers[name]["steps_per_second"]).replace("gymnasium ", "")
     equal = sum(row["hash_equal"] and row["verified"] and not row["faults"] for row in kills["rows"])
     windows, training = reading["random_windows"], reading["training_one_core"]["streamed"]
     others = [row for row in seeds["rows"] if not row["shipped"]]
@@ -108,19 +108,19 @@ def data_table(scale: dict[str, Any]) -> str:
             "collection",
         ),
         (
-            f"against collecting the same with {best.replace('gymnasium', 'Gymnasium')} vector environments, the fastest of them",
+            f"against collecting the same with Gymnasium's vector environments ({best}, the faster kind)",
             f"{collection['over_best_peer']:.2f}x; against their bare stepping, without starts and policy, "
             f"{collection['over_best_bare_stepping']:.2f}x",
             "collection",
         ),
         (
-            f"`kill -9` at random moments of the parent, a worker or all, {kills['kills']} times, then `--resume`",
-            f"{equal} of {len(kills['rows'])} stores with the content hash of an undisturbed run",
+            f"{len(kills['rows'])} collections, `kill -9` of parent, worker or all at a random moment, then `--resume`",
+            f"{equal} of {len(kills['rows'])} with the content hash of an undisturbed one",
             "kills",
         ),
         (
             "reading random windows on one core",
-            "; ".join(f"{n} steps: {found['delivered']['mb_per_s']:,.0f} MB/s" for n, found in windows.items())
+            "; ".join(f"of length {n}: {found['delivered']['mb_per_s']:,.0f} MB/s" for n, found in windows.items())
             + f"; all of it in order: {reading['whole']['store_read_all']['mb_per_s']:,.0f} MB/s",
             "reading",
         ),
