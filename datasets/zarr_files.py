@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import zarr
@@ -16,6 +13,7 @@ from zarr.errors import GroupNotFoundError
 
 from ebmtraj.datasets.blocks import SCHEMA
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.runs import ctrl_c_later
 
 FORMAT = "ebmtraj-trajectories"
 CHUNK_ROWS, SHARD_ROWS = 4096, 131_072
@@ -139,7 +137,7 @@ def member_array(group: zarr.Group, url: str, name: str) -> zarr.Array[Any]:
 def writing(url: str) -> Iterator[None]:
     """Turn whatever zarr or the file system raises into one line, and let Ctrl-C wait until the write is through."""
     try:
-        with _ctrl_c_later():
+        with ctrl_c_later():  # zarr's pending tasks complain when they are left behind
             yield
     except EbmtrajError:
         raise
@@ -149,23 +147,6 @@ def writing(url: str) -> Iterator[None]:
         ) from None
     except Exception as error:
         raise EbmtrajError(f"can't write store {url}: {reason_of(error)}") from None
-
-
-@contextlib.contextmanager
-def _ctrl_c_later() -> Iterator[None]:
-    """Hold back Ctrl-C: zarr writes in a thread of its own, whose pending tasks complain when they are left behind."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            before(*came[-1])
 
 
 def reason_of(error: BaseException) -> str:

@@ -88,10 +88,15 @@ def cd_table(results: dict[str, Any]) -> str:
 def data_table(scale: dict[str, Any]) -> str:
     """What collecting and reading cost, as markdown; each row from a file of its own."""
     collection, kills, reading, seeds = (load(name) for name in ("collection", "kills", "reading", "policy_seeds"))
-    whole = f"{scale['episodes']:,} episodes" + ("" if scale["complete"] else f" of {scale['minutes_for_all']:.0f} min")
+    whole = f"{scale['episodes']:,} episodes" + (
+        "" if scale["complete"] else f" (all would take {scale['minutes_for_all']:.0f} min)"
+    )
     limit, runs, peers = collection["of_open_loop_limit"], collection["steps_per_second"], collection["peers"]
-    best = max(peers, key=lambda name: peers[name]["steps_per_second"]).replace("gymnasium ", "")
-    equal = sum(row["hash_equal"] and row["verified"] and not row["faults"] for row in kills["rows"])
+    best = max(peers, key=lambda name: peers[name]["steps_per_second"])
+    ray = load("kills_ray")
+    equal, on_ray = (
+        sum(row["hash_equal"] and row["verified"] and not row["faults"] for row in each["rows"]) for each in (kills, ray)
+    )
     windows, training = reading["random_windows"], reading["training_one_core"]["streamed"]
     others = [row for row in seeds["rows"] if not row["shipped"]]
     rows = [
@@ -103,8 +108,9 @@ def data_table(scale: dict[str, Any]) -> str:
         ),
         (
             "collecting against MuJoCo's open-loop limit on as many threads",
-            f"{limit['median']:.2f} of it ({limit['min']:.2f} to {limit['max']:.2f} in {len(runs)} runs), "
-            "policy, worker start and store included",
+            f"{limit['median']:.2f} of it ({limit['min']:.2f} to {limit['max']:.2f} in {len(runs)} runs of "
+            f"{collection['episodes']:,} episodes), policy, worker start and store included; "
+            f"{scale['collect']['of_open_loop_limit']:.2f} in the run above, beside other work",
             "collection",
         ),
         (
@@ -115,12 +121,17 @@ def data_table(scale: dict[str, Any]) -> str:
         ),
         (
             f"{len(kills['rows'])} collections, `kill -9` of parent, worker or all at a random moment, then `--resume`",
-            f"{equal} of {len(kills['rows'])} with the content hash of an undisturbed one",
+            f"{equal} of {len(kills['rows'])} with the content hash of an undisturbed one; on Ray {on_ray} of "
+            f"{len(ray['rows'])} ([kills_ray.json](docs/results/kills_ray.json))",
             "kills",
         ),
         (
             "reading random windows on one core",
-            "; ".join(f"of length {n}: {found['delivered']['mb_per_s']:,.0f} MB/s" for n, found in windows.items())
+            "; ".join(
+                f"of length {length}: {found['delivered']['mb_per_s']:,.0f} MB/s handed out, "
+                f"{found['decoded']['mb_per_s']:,.0f} decoded"
+                for length, found in windows.items()
+            )
             + f"; all of it in order: {reading['whole']['store_read_all']['mb_per_s']:,.0f} MB/s",
             "reading",
         ),
@@ -145,8 +156,12 @@ def data_table(scale: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\nEach file names the command that made it.\n"
 
 
-TABLES = {"demo": ("demo", demo_table), "cd": ("cd", cd_table), "policy": ("policy", policy_table)}
-TABLES["data"] = ("scale", data_table)
+TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
+    "demo": ("demo", demo_table),
+    "cd": ("cd", cd_table),
+    "policy": ("policy", policy_table),
+    "data": ("scale", data_table),
+}
 
 
 def load(name: str) -> dict[str, Any]:

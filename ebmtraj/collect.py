@@ -5,6 +5,7 @@ Episode i is a function of (seed, i) and the recipe: not of the number of worker
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -76,7 +77,8 @@ def collect(
 
     Interrupted or killed at any moment, it leaves a store that `resume` completes to the same bits; a finished store is
     extended by a larger number of episodes. Raises `EbmtrajError` where a store exists and neither `overwrite` nor
-    `resume` is given, where its recipe differs, or where a block's worker dies twice.
+    `resume` is given, where its recipe differs, or where a block's worker dies twice. With several workers, a script calls
+    it below `if __name__ == "__main__":`.
     """
     if overwrite and resume:
         raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a store, the second replaces it")
@@ -109,7 +111,9 @@ def collect(
         store = writer.finish()
         added = store.transitions - before
         workers = min(pool.workers, len(ranges))
-        limit = _limit(config, pool, workers, ranges[0], added) if ranges else None
+        limit = None
+        with contextlib.suppress(EbmtrajError):  # the store is complete, whatever becomes of the measurement
+            limit = _limit(config, pool, workers, ranges[0], added) if ranges else None
     return CollectResult(
         episodes=store.episodes,
         transitions=store.transitions,

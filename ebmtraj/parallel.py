@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import platform
-import queue
 import secrets
 import signal
 import sys
@@ -23,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeVar
 
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.runs import cores, versions
+from ebmtraj.runs import cores, ctrl_c_later, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -96,7 +95,8 @@ class ProcessPool(Pool):
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._threads: ThreadPoolExecutor | None = None  # each waits for one process
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._mine = threading.local()  # a thread's own process, so that none waits for another's
+        self._spare: list[_Worker] = []  # started, and not yet a thread's
         self._started: list[_Worker] = []
         self._lock = threading.Lock()
 
@@ -116,26 +116,28 @@ class ProcessPool(Pool):
     def _running(self, items: int) -> ThreadPoolExecutor:
         if self._threads is None:
             count = min(self.workers, items)
-            self._threads, self._idle = ThreadPoolExecutor(count), queue.SimpleQueue()
-            for _ in range(count):
-                self._idle.put(self._start())
+            self._threads = ThreadPoolExecutor(count)
+            self._spare = [self._start() for _ in range(count)]
         return self._threads
 
     def _answer(self, function: Callable[[Item], Result], item: Item, name: Name) -> Result:
-        idle = self._idle
         for _ in range(1 + RETRIES):
-            worker = idle.get()
+            worker = self._mine.worker = getattr(self._mine, "worker", None) or self._next()
             try:
                 good, answer = worker.ask(function, item)
             except (EOFError, OSError):  # it has died, maybe in the middle of its answer
+                self._mine.worker = None
                 worker.end()
-                idle.put(self._start())
                 continue
-            idle.put(worker)
             if good:
                 return answer
             raise answer
         raise EbmtrajError(_died(name(item), "worker process", 1 + RETRIES))
+
+    def _next(self) -> _Worker:
+        with contextlib.suppress(IndexError):
+            return self._spare.pop()
+        return self._start()
 
     def _start(self) -> _Worker:
         with self._lock:
@@ -185,6 +187,7 @@ class _Worker:
 def _serve(pipe: Connection[Any, Any]) -> None:
     """A worker's life: leave Ctrl-C to the parent, and end when the parent is gone, also in the middle of a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # stdout is the parent's alone: what a policy prints must not stand among --json
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -196,11 +199,16 @@ def _serve(pipe: Connection[Any, Any]) -> None:
         try:
             answer = (True, function(item))
         except Exception as error:
-            answer = (False, error)
+            answer = (False, _sendable(error))
         try:
             pipe.send(answer)
-        except Exception as error:  # an answer, or an error, that can't be pickled
+        except Exception as error:  # an answer that can't be pickled
             pipe.send((False, RuntimeError(f"{type(answer[1]).__name__} can't be sent: {error}")))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text: one of another kind may be one that the other side can't make again."""
+    return error if type(error) is EbmtrajError else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_with(parent: Any) -> None:
@@ -227,17 +235,12 @@ class RayPool(Pool):
         own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(own)}}
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": environment}
+        if address is None:
+            options |= {"num_cpus": workers or cores(), "include_dashboard": False}
+            options |= {"object_store_memory": 256 * 2**20}  # bytes; blocks of episodes are small, and few are under way
         try:
-            if address is None:
-                self._ray.init(
-                    address="local",
-                    num_cpus=workers or cores(),
-                    include_dashboard=False,
-                    object_store_memory=256 * 2**20,  # bytes; blocks of episodes are small, and few are under way
-                    **options,
-                )
-            else:
-                self._ray.init(address=address, **options)
+            with ctrl_c_later():  # in the middle of its start Ray hangs or crashes
+                self._ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises many kinds
             mend = "start it with `ray start --head`, or leave out --address to use this machine alone"
             if address is None:
@@ -288,6 +291,12 @@ class RayPool(Pool):
         """As `Pool.close`; a cluster that others started goes on."""
         if self._ours:
             self._ray.shutdown()
+            for name in _OUR_KEY:  # not for another cluster
+                os.environ.pop(name, None)
+            _OUR_KEY.clear()
+
+
+_OUR_KEY: dict[str, str] = {}  # what was set in the environment for Ray on this machine alone
 
 
 def _import_ray(alone: bool) -> Any:
@@ -297,7 +306,8 @@ def _import_ray(alone: bool) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if alone and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         # A key of its own: Ray would write one to the home folder, and ask for it on all clusters to come.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        _OUR_KEY.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        os.environ |= _OUR_KEY
     try:
         import ray
         import ray.exceptions
@@ -314,7 +324,10 @@ def _on_node(function: Callable[[Item], Result], item: Item, expected: Mapping[s
                 f"Ray node {platform.node()} has {package} {version}, this one {expected[package]}; "
                 "install the same versions on all nodes (constraints.txt pins them)"
             )
-    return function(item)
+    try:
+        return function(item)
+    except Exception as error:
+        raise _sendable(error) from None
 
 
 @lru_cache(maxsize=1)
@@ -329,6 +342,6 @@ def _line(error: Exception) -> str:
 
 def _died(what: str, who: str, times: int) -> str:
     return (
-        f"a {who} died {times} times while doing {what} (killed, out of memory or crashed); "
-        "what is stored is whole: go on with --resume and fewer --workers"
+        f"a {who} died {times} times while doing {what} (killed, out of memory, crashed, or a script "
+        "without `if __name__ == '__main__':`); what is stored is whole: go on with --resume and fewer --workers"
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import minari
 import numpy as np
 import pytest
@@ -527,3 +528,36 @@ def test_a_faulty_policy_is_one_line_and_costs_nothing(
         assert f"own_faulty:{name}" in err
         assert said in err
         assert contents(tmp_path) == before
+
+
+def test_what_a_policy_prints_does_not_stand_among_the_json(tmp_path: Path) -> None:
+    (tmp_path / "talking.py").write_text("def act(s):\n    print('hello')\n    return [[0.1, 0.1]] * len(s)\n")
+    words = ["collect", "new.zarr", "--env", "Reacher-v5", "--episodes", "8", "--steps", "3", "--workers", "2", "--json"]
+    words += ["--policy", "talking:act"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ebmtraj", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["episodes"] == 8
+    assert "hello" in done.stderr
+
+
+def test_an_environment_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Failing(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            raise ValueError("the motor is off")
+
+    gymnasium.register("Failing-v0", entry_point=Failing)  # type: ignore[arg-type]
+    try:
+        code, out, err = call(
+            capfd, "collect", tmp_path / "new.zarr", "--env", "Failing-v0", "--episodes", 2, "--workers", 1
+        )
+    finally:
+        gymnasium.registry.pop("Failing-v0")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "Failing-v0 failed in step: ValueError: the motor is off" in err
