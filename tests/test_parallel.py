@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -64,13 +65,20 @@ def die(item: int) -> int:
     return item
 
 
-def test_the_address_of_no_cluster_is_one_line() -> None:
-    """Comes first, and in a process of its own: Ray of another test would count as the cluster."""
-    program = "from ebmtraj.parallel import open_pool; open_pool(2, 'ray', 'auto')"
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
-    assert "EbmtrajError: can't reach Ray at auto" in done.stderr.splitlines()[-1]
-    assert "ray start --head" in done.stderr
+def test_the_address_of_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Ray played: the real one would find the cluster of another test on this machine."""
+
+    def init(**options: object) -> None:
+        raise ConnectionError(f"Could not find any\nrunning Ray instance at {options['address']}")
+
+    played = types.SimpleNamespace(is_initialized=lambda: False, init=init, exceptions=types.ModuleType("ray.exceptions"))
+    monkeypatch.setitem(sys.modules, "ray", played)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray.exceptions", played.exceptions)
+    said = (
+        r"^can't reach Ray at auto \(ConnectionError: Could not find any running Ray instance at auto\); start it with `ray"
+    )
+    with pytest.raises(EbmtrajError, match=said):
+        open_pool(2, "ray", "auto")
 
 
 def test_answers_come_in_order_and_few_are_under_way(pool: Pool, tmp_path: Path) -> None:
