@@ -153,7 +153,7 @@ class ProcessPool(Pool):
             threads, self._threads = self._threads, None
             started, self._started = self._started, []
         for worker in started:
-            worker.process.terminate()
+            worker.terminate()
         if threads is not None:
             threads.shutdown(cancel_futures=True)
         for worker in started:
@@ -177,9 +177,17 @@ class _Worker:
         answer: tuple[bool, Any] = self._pipe.recv()
         return answer
 
+    def terminate(self) -> None:
+        """Ask the process to end, and with it what it has started: a library's probe would complain of a broken pipe."""
+        pid = self.process.pid
+        if pid and hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):  # it may not yet lead a group of its own
+                os.killpg(pid, signal.SIGTERM)
+        self.process.terminate()
+
     def end(self) -> None:
         """Make sure that the process is gone."""
-        self.process.terminate()
+        self.terminate()
         self.process.join()
         self._pipe.close()
 
@@ -187,6 +195,8 @@ class _Worker:
 def _serve(pipe: Connection[Any, Any]) -> None:
     """A worker's life: leave Ctrl-C to the parent, and end when the parent is gone, also in the middle of a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setsid"):
+        os.setsid()
     os.dup2(2, 1)  # stdout is the parent's alone: what a policy prints must not stand among --json
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -293,7 +303,6 @@ class RayPool(Pool):
             self._ray.shutdown()
             for name in _OUR_KEY:  # not for another cluster
                 os.environ.pop(name, None)
-            _OUR_KEY.clear()
 
 
 _OUR_KEY: dict[str, str] = {}  # what was set in the environment for Ray on this machine alone
@@ -304,9 +313,11 @@ def _import_ray(alone: bool) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # what it holds back would come out at exit
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if alone and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        # A key of its own: Ray would write one to the home folder, and ask for it on all clusters to come.
-        _OUR_KEY.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    if alone and "RAY_AUTH_MODE" not in os.environ:
+        # A key of its own: Ray would write one to the home folder, and ask for it on all clusters to come. It reads the key
+        # once a process.
+        if "ray" not in sys.modules:
+            _OUR_KEY.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         os.environ |= _OUR_KEY
     try:
         import ray
