@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call
 from PIL import Image
 
-from ebmtraj.cli import app
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.writer import StoreWriter
@@ -26,20 +26,6 @@ from ebmtraj.report.card import data_card, episode_facts, survey
 RATES = np.array([0.0, 0.3, -1.0, 0.7, 0.1, 0.2, 2.5, 0.4])  # rad a step about z: one turns further than half round a step
 LENGTHS = np.array([12, 9, 30, 1, 40, 40, 12, 40])
 AXES = np.tile(np.array([[0.0, 0.0, 1.0]]), (8, 1))
-
-
-def call(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Run a command in this process: exit code, stdout, stderr."""
-    capfd.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ebmtraj", *map(str, words)])
-        try:
-            app.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    output = capfd.readouterr()
-    return code, output.out, output.err
 
 
 def one_line(result: tuple[int, str, str], *words: str) -> None:

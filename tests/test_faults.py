@@ -19,11 +19,11 @@ import minari
 import numpy as np
 import pytest
 import zarr
+from commands import call
 from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from zarr.storage import _local
 
-from ebmtraj.cli import app
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.interchange import minari as minari_module
 from ebmtraj.datasets.store import Store
@@ -45,20 +45,6 @@ def fill(path: Path | str) -> Store:
         seeds = np.arange(first, first + 3, dtype=np.uint64)
         writer.append_block(EpisodeBlock(state, action, np.full(3, 5), seeds, np.zeros(3, bool)))  # type: ignore[arg-type]
     return writer.finish()
-
-
-def call(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Run a command in this process: exit code, stdout, stderr."""
-    capfd.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ebmtraj", *map(str, words)])
-        try:
-            app.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    output = capfd.readouterr()
-    return code, output.out, output.err
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from commands import call
 from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from ebmtraj.cli import app
 from ebmtraj.datasets.blocks import SPLITS, EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.interchange import lerobot as lerobot_module
 from ebmtraj.datasets.interchange import source as source_module
@@ -86,20 +86,6 @@ def same(one: Store, other: Store) -> None:
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(one.splits, other.splits)
     assert verify(other.path)["ok"]
-
-
-def call(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Run a command in this process: exit code, stdout, stderr."""
-    capfd.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ebmtraj", *map(str, words)])
-        try:
-            app.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    output = capfd.readouterr()
-    return code, output.out, output.err
 
 
 def one_line(result: tuple[int, str, str], *words: str) -> None:
