@@ -68,7 +68,7 @@ def verify_command(store: StorePath, json_: Json = False) -> None:
 @app.command("export")
 def export_command(
     store: StorePath,
-    out: Annotated[Path, typer.Argument(help="What to make: a folder (minari, lerobot) or a file (npz).")],
+    out: Annotated[str, typer.Argument(help="What to make: a folder (minari, lerobot) or a file (npz).")],
     form: Annotated[str, typer.Option("--format", help="minari, lerobot (v3.0) or npz.")],
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -168,7 +168,7 @@ def split_command(
 def show_command(
     store: StorePath,
     episode: Annotated[int, typer.Option(help="Number of the episode.", min=0)] = 0,
-    video: Annotated[Path | None, typer.Option(help="Also render it: .gif, or .mp4 with the extra `video`.")] = None,
+    video: Annotated[str | None, typer.Option(help="Also render it: .gif, or .mp4 with the extra `video`.")] = None,
     tile: Annotated[int, typer.Option(help="Pixels a side of the video.", min=32, max=2048)] = 360,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -177,27 +177,30 @@ def show_command(
 
     Example: ebmtraj data show hand.zarr --episode 3 --video episode3.mp4
     """
+    from ebmtraj.datasets.interchange.target import local_path
     from ebmtraj.datasets.store import Store
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.report.card import episode_facts, turning_lines
+
+    target = None if video is None else local_path(video)
+    opened = Store.open(store)
+    from ebmtraj.report.card import episode_facts, turning_lines  # slow to import: what is wrong is said before
     from ebmtraj.report.film import check_film, film
 
-    if video is not None:
-        check_film(video)
-        if video.exists() and not overwrite:
-            raise EbmtrajError(f"{video} exists; give another path or --overwrite")
-    opened = Store.open(store)
+    if target is not None:
+        check_film(target)
+        if target.exists() and not overwrite:
+            raise EbmtrajError(f"{target} exists; give another path or --overwrite")
     facts = {"store": store, **episode_facts(opened, episode)}
-    if video is not None:
+    if target is not None:
         film(
             opened.episode(episode).state,
             str(opened.attributes["env"]),
-            video,
+            target,
             label=f"episode {episode}",
             control_timestep=opened.control_timestep,
             tile=tile,
         )
-        facts["video"] = str(video)
+        facts["video"] = str(target)
     if json_:
         print_json(facts)
         return
@@ -212,14 +215,14 @@ def show_command(
     for line in turning_lines(facts):
         say(line)
     say("ended by itself (terminated)" if facts["terminated"] else "went on to the step limit (not terminated)")
-    if video is not None:
-        say(f"{video}: {video.stat().st_size / 1e6:.1f} MB")
+    if target is not None:
+        say(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command("card")
 def card_command(
     store: StorePath,
-    out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("card.html"),
+    out: Annotated[str, typer.Option(help="The HTML page to write.")] = "card.html",
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -227,14 +230,17 @@ def card_command(
 
     Example: ebmtraj data card hand.zarr --out hand.html
     """
-    from ebmtraj.report.card import data_card
+    from ebmtraj.datasets.interchange.target import local_path
+
+    page = local_path(out)
+    from ebmtraj.report.card import data_card  # slow to import: what is wrong is said before
 
     with _shown() as report:
-        facts = data_card(store, out, overwrite=overwrite, on_progress=report)
+        facts = data_card(store, page, overwrite=overwrite, on_progress=report)
     if json_:
         print_json({"store": store, **facts})
         return
-    say(f"{out}: {facts['episodes']} episodes, {facts['transitions']} transitions, {out.stat().st_size / 1e6:.1f} MB")
+    say(f"{page}: {facts['episodes']} episodes, {facts['transitions']} transitions, {page.stat().st_size / 1e6:.1f} MB")
 
 
 @contextmanager

@@ -42,7 +42,8 @@ def transition(
 
     The budget is in optimiser steps, so that a run reproduces to the bit: --set training.steps=20000. With --set
     training.seconds=60 the steps that fit are measured first and written into the run's config.toml. A killed run goes on
-    with --resume and ends in the same bits as one that was not (CPU).
+    with --resume and ends in the same bits as one that was not (CPU). A store that is too large for memory is read while it
+    trains (--set stream=true does so with any).
 
     Example: ebmtraj train transition --data hand.zarr --run runs/hand --set training.steps=8000
     """

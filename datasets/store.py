@@ -27,6 +27,7 @@ from ebmtraj.datasets.blocks import (
     episode_splits,
     piece_offsets,
 )
+from ebmtraj.datasets.shards import decode_rows
 from ebmtraj.datasets.zarr_files import (
     SHARD_ROWS,
     as_url,
@@ -49,6 +50,7 @@ class Store:
         self.path = path
         self.attributes = attributes
         self._group = group
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         try:
             self.complete: bool = attributes["complete"]
             self.episodes: int = attributes["committed"]["episodes"]
@@ -192,14 +194,21 @@ class Store:
     def rows(self, name: str, first: int, last: int, *, check: bool = True) -> Floats:
         """Rows of "state" or "action" of episodes `first` to `last` - 1; raises and checks as `read_block`."""
         offsets = self._offsets_of(name)
-        start = int(offsets[first])
-        rows: Floats = self._read(name, start, int(offsets[last]))
+        return self.row_range(name, int(offsets[first]), int(offsets[last]), check=check)
+
+    def row_range(self, name: str, start: int, stop: int, *, check: bool = True) -> Floats:
+        """Rows `start` to `stop` - 1 of "state" or "action", whatever their episodes; raises and checks as `read_block`."""
+        rows: Floats = self._read(name, start, stop)
         if check:
             for low in range(0, len(rows), SHARD_ROWS):
                 if not np.isfinite(rows[low : low + SHARD_ROWS]).all():
                     row, column = np.argwhere(~np.isfinite(rows[low : low + SHARD_ROWS]))[0] + (low, 0)
                     raise EbmtrajError(self._not_finite(name, start + int(row), int(column), float(rows[row, column])))
         return rows
+
+    def chunk_rows(self, name: str) -> int:
+        """How many rows of "state" or "action" are decoded together."""
+        return int(self._array(name).chunks[0])
 
     def episode_array(self, name: str) -> NDArray[Any]:
         """What the array of this name below `episode/` holds, (E, ...); raises `EbmtrajError` where it can't be read."""
@@ -248,7 +257,9 @@ class Store:
         )
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        return member_array(self._group, self.path, name)
+        if name not in self._arrays:
+            self._arrays[name] = member_array(self._group, self.path, name)
+        return self._arrays[name]
 
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         array = self._array(name)
@@ -257,7 +268,8 @@ class Store:
                 f"store {self.path}: array {name} has {array.shape[0]} rows, but {stop} are committed; collect it again"
             )
         try:
-            return np.asarray(array[start:stop])
+            rows = decode_rows(array, start, stop)
+            return np.asarray(array[start:stop]) if rows is None else rows
         except Exception as error:  # a damaged shard may fail in zarr, a codec or the file system
             raise EbmtrajError(
                 f"store {self.path}: array {name}, rows {start} to {stop}: can't be read ({reason_of(error)}); "

@@ -46,8 +46,8 @@ def _episode_columns(store: Store) -> tuple[Indices, NDArray[np.uint8], list[dic
     """Block index and stored digest of each episode, and what of the arrays below `episode/` is damaged."""
     everything = np.arange(store.episodes)
     columns: dict[str, NDArray[Any]] = {"block": everything, "digest": np.empty((0, 32), np.uint8)}
-    bad = []
-    for name in EPISODE_ARRAYS:
+    bad: list[dict[str, Any]] = []
+    for name in EPISODE_ARRAYS if store.episodes else ():  # killed before its first block, a store may not have its arrays
         try:
             columns[name] = store.lengths if name == "length" else store.episode_array(name)
         except EbmtrajError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, total_size
 
 SPLITS = ("train", "validation", "test")
+MOMENT_ROWS = 1_000_000  # transitions whose statistics are taken at once; up to so many, they are the plain formulas' bits
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,31 @@ class Batch:
     state: Tensor
     action: Tensor | None
     next_state: Tensor
+
+
+class TransitionData(Protocol):
+    """Transitions to train on: held in memory (`Transitions`), or read from the store meanwhile (`StreamedTransitions`)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, index: Tensor) -> Batch:
+        """The transitions with these numbers, `(B,)`."""
+
+    def sample(self, size: int, generator: torch.Generator) -> Batch:
+        """`size` transitions drawn uniformly with replacement."""
+
+    def seek(self, drawn: int) -> None:
+        """Sample next what follows after `drawn` transitions, so that a resumed training goes on as it would have."""
+
+    def pieces(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """All transitions in order, `size` at a time, each time with the state rows `(R, S)` that no earlier piece had."""
+
+    def close(self) -> None:
+        """Let go of threads and memory."""
 
 
 class Transitions:
@@ -57,6 +84,11 @@ class Transitions:
             torch.from_numpy(action_rows).to(device),
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+        return self.state.device
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -69,6 +101,20 @@ class Transitions:
     def sample(self, size: int, generator: torch.Generator) -> Batch:
         """`size` transitions drawn uniformly with replacement."""
         return self.at(torch.randint(len(self), (size,), generator=generator, device=self.rows.device))
+
+    def seek(self, drawn: int) -> None:
+        """Nothing: what is sampled depends on the generator alone."""
+
+    def pieces(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """All transitions in order, `size` at a time, each time with the state rows `(R, S)` that no earlier piece had."""
+        for first in range(0, len(self), size):
+            last = min(first + size, len(self))
+            low = int(self.rows[first]) if first > 0 else 0
+            high = int(self.rows[last]) if last < len(self) else len(self.state)
+            yield self.state[low:high], self.at(torch.arange(first, last, device=self.rows.device))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 @dataclass(frozen=True)
@@ -148,25 +194,24 @@ class Normaliser(nn.Module):
             self.register_buffer(name, value)
 
     @torch.no_grad()
-    def fit(self, data: Transitions, *, whiten: bool = False, chunk: int = 200_000) -> Normaliser:
-        """Take the statistics of training transitions; a constant dimension keeps scale 1."""
-        self.state_mean, self.state_scale = _moments(data.state)
-        self.state_low, self.state_high = data.state.amin(0), data.state.amax(0)
-        self.feature_mean, self.feature_scale = _moments(self.increments.features(data.state))
-        if data.action is not None:
-            self.action_mean, self.action_scale = _moments(data.action)
-        deltas = torch.cat(
-            [
-                self.increments.between(batch.state, batch.next_state)
-                for first in range(0, len(data), chunk)
-                for batch in [data.at(torch.arange(first, min(first + chunk, len(data)), device=data.rows.device))]
-            ]
-        )
-        self.delta_mean, scale = _moments(deltas)
-        moves = deltas.amax(0) > deltas.amin(0)
+    def fit(self, data: TransitionData, *, whiten: bool = False, chunk: int = MOMENT_ROWS) -> Normaliser:
+        """Take the statistics of training transitions, `chunk` at a time; a constant dimension keeps scale 1."""
+        states, features, actions, deltas = _Moments(), _Moments(), _Moments(), _Moments(covariance=whiten)
+        for state, batch in data.pieces(chunk):
+            states.add(state)
+            features.add(self.increments.features(state))
+            if batch.action is not None:
+                actions.add(batch.action)
+            deltas.add(self._between(batch))
+        self.state_mean, self.state_scale = states.mean.float(), states.scale().float()
+        self.state_low, self.state_high = states.low, states.high
+        self.feature_mean, self.feature_scale = features.mean.float(), features.scale().float()
+        if actions.count:
+            self.action_mean, self.action_scale = actions.mean.float(), actions.scale().float()
+        self.delta_mean, scale = deltas.mean.float(), deltas.scale().float()
+        moves = deltas.high > deltas.low
         if whiten:
-            z = (deltas - self.delta_mean).double()
-            covariance = z.T @ z / len(z) + torch.diag(torch.where(moves, 1e-6 * scale.double() ** 2, 1.0))
+            covariance = deltas.covariance + torch.diag(torch.where(moves, 1e-6 * scale.double() ** 2, 1.0))
             root = torch.linalg.cholesky(covariance)
             self.delta_inverse = root.T.float()
             self.delta_matrix = torch.linalg.inv(root).T.float()
@@ -174,6 +219,10 @@ class Normaliser(nn.Module):
             self.delta_matrix, self.delta_inverse = torch.diag(1 / scale), torch.diag(scale)
         self.delta_inverse = self.delta_inverse * moves  # what never moved in the data never moves in a rollout
         return self
+
+    def _between(self, batch: Batch, rows: int = 200_000) -> Tensor:
+        pairs = zip(batch.state.split(rows), batch.next_state.split(rows), strict=True)
+        return torch.cat([self.increments.between(state, following) for state, following in pairs])
 
     def context(self, state: Tensor, action: Tensor | None = None, *, matrices: bool = True, bound: float = 6.0) -> Tensor:
         """What a model is given: normalised features of the state, then the action if there is one, `(B, C)`, clamped.
@@ -211,9 +260,45 @@ class Normaliser(nn.Module):
         return self.increments.project(torch.where(self.unbounded, state, bounded))
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per dimension in float64, with 1 in place of a vanishing deviation."""
-    wide = values.double()
-    mean, std = wide.mean(0), wide.std(0, unbiased=False)
-    tiny = 1e-6 * wide.abs().amax(0).clamp_min(1e-6)
-    return mean.float(), torch.where(std <= tiny, torch.ones_like(std), std).float()
+class _Moments:
+    """Mean, spread, range and covariance of columns in float64, merged chunk by chunk (Chan et al. 1979).
+
+    A chunk that stays alone gives the bits of the plain formulas.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    largest: Tensor
+    covariance: Tensor
+
+    def __init__(self, *, covariance: bool = False) -> None:
+        self.count = 0
+        self._with_covariance = covariance
+
+    def add(self, values: Tensor) -> None:
+        """Take in further rows `(R, D)`."""
+        wide = values.double()
+        count, mean, std = len(wide), wide.mean(0), wide.std(0, unbiased=False)
+        low, high, largest = values.amin(0), values.amax(0), wide.abs().amax(0)
+        del wide
+        z = (values - mean.float()).double() if self._with_covariance else mean.new_zeros((0, len(mean)))
+        covariance = z.T @ z / count
+        if self.count == 0:
+            self.count, self.mean, self.std, self.covariance = count, mean, std, covariance
+            self.low, self.high, self.largest = low, high, largest
+            return
+        self.count += count
+        share, shift = count / self.count, mean - self.mean
+        between = share * (1 - share)
+        self.std = torch.sqrt(torch.lerp(self.std**2, std**2, share) + between * shift**2)
+        self.covariance = torch.lerp(self.covariance, covariance, share) + between * torch.outer(shift, shift)
+        self.mean = self.mean + share * shift
+        self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        self.largest = torch.maximum(self.largest, largest)
+
+    def scale(self) -> Tensor:
+        """Standard deviation per column `(D,)`, with 1 in place of a vanishing one."""
+        tiny = 1e-6 * self.largest.clamp_min(1e-6)
+        return torch.where(self.std <= tiny, torch.ones_like(self.std), self.std)

@@ -84,15 +84,7 @@ class StoreWriter:
         Raises `EbmtrajError` where something is there: a store is replaced only with `overwrite`, anything else never.
         """
         url = as_url(path)
-        group = open_group(url, "r+")
-        if group is not None:
-            ours = format_of(url, group) == FORMAT
-            if not ours:
-                raise EbmtrajError(f"{url} holds a zarr group that is not a trajectory store; choose another path")
-            if not overwrite:
-                raise EbmtrajError(f"store {url} exists; use --resume to go on with it or --overwrite to replace it")
-        elif occupied(url):
-            raise EbmtrajError(f"{url} holds something that is not a trajectory store; choose another path")
+        group = refuse_taken(path, overwrite=overwrite)
         attributes = {
             "format": FORMAT,
             **recipe.attributes(),
@@ -266,6 +258,23 @@ class StoreWriter:
         attributes = {**self._attributes, **changes}
         self._group.attrs.put(attributes)
         self._attributes = attributes
+
+
+def refuse_taken(path: str | Path, *, overwrite: bool = False) -> zarr.Group | None:
+    """Raise `EbmtrajError` where something is at `path`: with `overwrite`, where it is no store of ours.
+
+    Returns the group of the store that is to be replaced; None where there is none.
+    """
+    url = as_url(path)
+    group = open_group(url, "r+")
+    if group is not None:
+        if format_of(url, group) != FORMAT:
+            raise EbmtrajError(f"{url} holds a zarr group that is not a trajectory store; choose another path")
+        if not overwrite:
+            raise EbmtrajError(f"store {url} exists; use --resume to go on with it or --overwrite to replace it")
+    elif occupied(url):
+        raise EbmtrajError(f"{url} holds something that is not a trajectory store; choose another path")
+    return group
 
 
 def _compressors(itemsize: int) -> list[BloscCodec | Crc32cCodec]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import zarr
@@ -16,6 +13,7 @@ from zarr.errors import GroupNotFoundError
 
 from ebmtraj.datasets.blocks import SCHEMA
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.runs import ctrl_c_later
 
 FORMAT = "ebmtraj-trajectories"
 CHUNK_ROWS, SHARD_ROWS = 4096, 131_072
@@ -29,6 +27,7 @@ EPISODE_ARRAYS: dict[str, tuple[str, int, int | bool]] = {  # name: type, column
     "digest": ("uint8", 32, 0),
 }
 
+URL_LIKE = re.compile(r"[A-Za-z][\w+.-]+:/")  # one letter would be a drive of Windows
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")  # zarr writes a file under such a name, then renames it
 
 
@@ -43,9 +42,36 @@ def _is_local(url: str) -> bool:
 
 
 def as_url(path: str | Path) -> str:
-    """A path or URL as zarr gets it: `~` expanded, no `file://`, no slash at a URL's end."""
-    text = str(path).removeprefix("file://")  # fsspec's local files would not make folders
+    """A path or URL as zarr gets it: `~` expanded, no `file://`, no slash at a URL's end.
+
+    Raises `EbmtrajError` for an empty path and as `known_scheme`.
+    """
+    text = plain(path)
+    if not text.strip():
+        raise EbmtrajError("the path of a store is empty; give a folder, or a URL such as s3://bucket/hand.zarr")
+    known_scheme(text)
     return str(Path(text).expanduser()) if _is_local(text) else text.rstrip("/")
+
+
+def plain(path: str | Path) -> str:
+    """A `file://` URL as the path that it names, since fsspec makes no folders there; anything else as it is."""
+    return str(path).removeprefix("file://")
+
+
+def known_scheme(path: str | Path) -> None:
+    """Raise `EbmtrajError` for a URL of a kind that fsspec does not know, or with one slash where two belong."""
+    text = str(path)
+    scheme, mark, rest = text.partition("://")
+    if mark:
+        from fsspec import available_protocols  # type: ignore[import-untyped]
+
+        chained = scheme.split("::")  # as in simplecache::s3://
+        unknown = [one for one in chained if one not in available_protocols()]
+        if unknown:
+            raise EbmtrajError(f"{text}: unknown URL scheme {unknown[0]!r}; use a folder, or a URL such as file:// or s3://")
+    elif URL_LIKE.match(text):
+        scheme, _, rest = text.partition(":/")
+        raise EbmtrajError(f"{text}: a URL has two slashes, {scheme}://{rest}; for a folder of that name write ./{text}")
 
 
 def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group | None:
@@ -111,7 +137,7 @@ def member_array(group: zarr.Group, url: str, name: str) -> zarr.Array[Any]:
 def writing(url: str) -> Iterator[None]:
     """Turn whatever zarr or the file system raises into one line, and let Ctrl-C wait until the write is through."""
     try:
-        with _ctrl_c_later():
+        with ctrl_c_later():  # zarr's pending tasks complain when they are left behind
             yield
     except EbmtrajError:
         raise
@@ -121,23 +147,6 @@ def writing(url: str) -> Iterator[None]:
         ) from None
     except Exception as error:
         raise EbmtrajError(f"can't write store {url}: {reason_of(error)}") from None
-
-
-@contextlib.contextmanager
-def _ctrl_c_later() -> Iterator[None]:
-    """Hold back Ctrl-C: zarr writes in a thread of its own, whose pending tasks complain when they are left behind."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            before(*came[-1])
 
 
 def reason_of(error: BaseException) -> str:

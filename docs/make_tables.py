@@ -85,13 +85,95 @@ def cd_table(results: dict[str, Any]) -> str:
     )
 
 
-TABLES = {"demo": demo_table, "cd": cd_table, "policy": policy_table}
+def data_table(scale: dict[str, Any]) -> str:
+    """What collecting and reading cost, as markdown; each row from a file of its own."""
+    collection, kills, reading, seeds = (load(name) for name in ("collection", "kills", "reading", "policy_seeds"))
+    whole = f"{scale['episodes']:,} episodes" + (
+        "" if scale["complete"] else f" (all would take {scale['minutes_for_all']:.0f} min)"
+    )
+    limit, runs, peers = collection["of_open_loop_limit"], collection["steps_per_second"], collection["peers"]
+    best = max(peers, key=lambda name: peers[name]["steps_per_second"])
+    ray = load("kills_ray")
+    equal, on_ray = (
+        sum(row["hash_equal"] and row["verified"] and not row["faults"] for row in each["rows"]) for each in (kills, ray)
+    )
+    windows, training = reading["random_windows"], reading["training_one_core"]["streamed"]
+    others = [row for row in seeds["rows"] if not row["shipped"]]
+    rows = [
+        (
+            f"collecting {whole} x 100 steps, {scale['machine']['cores']} cores",
+            f"{scale['minutes']:.0f} min ({scale['steps_per_second']:,.0f} steps/s); {scale['store_bytes'] / 1e9:.2f} GB in "
+            f"{scale['files']} files; {scale['peak_resident_bytes'] / 1e9:.2f} GB of memory at most",
+            "scale",
+        ),
+        (
+            "collecting against MuJoCo's open-loop limit on as many threads",
+            f"{limit['median']:.2f} of it ({limit['min']:.2f} to {limit['max']:.2f} in {len(runs)} runs of "
+            f"{collection['episodes']:,} episodes), policy, worker start and store included; "
+            f"{scale['collect']['of_open_loop_limit']:.2f} in the run above, beside other work",
+            "collection",
+        ),
+        (
+            f"against collecting the same with Gymnasium's vector environments ({best}, the faster kind)",
+            f"{collection['over_best_peer']:.2f}x; against their bare stepping, without starts and policy, "
+            f"{collection['over_best_bare_stepping']:.2f}x",
+            "collection",
+        ),
+        (
+            f"{len(kills['rows'])} collections, `kill -9` of parent, worker or all at a random moment, then `--resume`",
+            f"{equal} of {len(kills['rows'])} with the content hash of an undisturbed one; on Ray {on_ray} of "
+            f"{len(ray['rows'])} ([kills_ray.json](docs/results/kills_ray.json))",
+            "kills",
+        ),
+        (
+            "reading random windows on one core",
+            "; ".join(
+                f"of length {length}: {found['delivered']['mb_per_s']:,.0f} MB/s handed out, "
+                f"{found['decoded']['mb_per_s']:,.0f} decoded"
+                for length, found in windows.items()
+            )
+            + f"; all of it in order: {reading['whole']['store_read_all']['mb_per_s']:,.0f} MB/s",
+            "reading",
+        ),
+        (
+            "training that reads meanwhile, one core",
+            f"{training['share']:.1%} of the time in drawing batches, {training['waited_seconds']['after_it']:.2f} of "
+            f"{training['loop_seconds']:.0f} s waiting for data",
+            "reading",
+        ),
+        (
+            "the policy's recipe on other seeds, every 4th action random",
+            "; ".join(
+                f"seed {row['seed']}: {row['progress_rad_per_100']:.2f} rad, {row['drop_rate']:.1%} dropped, "
+                f"{row['training_minutes']:.0f} min on {row['threads']} cores"
+                for row in others
+            ),
+            "policy_seeds",
+        ),
+    ]
+    lines = ["| what | measured | from |", "| --- | --- | --- |"]
+    lines += [f"| {what} | {found} | [{name}.json](docs/results/{name}.json) |" for what, found, name in rows]
+    return "\n".join(lines) + "\n\nEach file names the command that made it.\n"
+
+
+TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
+    "demo": ("demo", demo_table),
+    "cd": ("cd", cd_table),
+    "policy": ("policy", policy_table),
+    "data": ("scale", data_table),
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    """A file of docs/results."""
+    found: dict[str, Any] = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def fill(text: str) -> str:
     """The README with its tables made anew."""
-    for name, table in TABLES.items():
-        results = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    for name, (file, table) in TABLES.items():
+        results = load(file)
         start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
         before, _, rest = text.partition(start)
         _, _, after = rest.partition(end)

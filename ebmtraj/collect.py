@@ -5,6 +5,7 @@ Episode i is a function of (seed, i) and the recipe: not of the number of worker
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe, piece_offsets
 from ebmtraj.datasets.store import Store
-from ebmtraj.datasets.writer import StoreWriter
+from ebmtraj.datasets.writer import StoreWriter, refuse_taken
 from ebmtraj.datasets.zarr_files import is_vacant
 from ebmtraj.envs.batch import BatchEnv, HandCubeBatch
 from ebmtraj.envs.policies import Policy, make_policy
@@ -81,35 +82,43 @@ def collect(
 
     Interrupted or killed at any moment, it leaves a store that `resume` completes to the same bits; a finished store is
     extended by a larger number of episodes. Raises `EbmtrajError` where a store exists and neither `overwrite` nor
-    `resume` is given, where its recipe differs, or where a block's worker dies twice.
+    `resume` is given, where its recipe differs, or where a block's worker dies twice. With several workers, a script calls
+    it below `if __name__ == "__main__":`.
     """
     if overwrite and resume:
         raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a store, the second replaces it")
     env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
     recipe = store_recipe(config, env, policy)
+    writer: StoreWriter | None = None
     if resume and not is_vacant(path):  # a run that was killed before it made the store starts now
         writer = StoreWriter.resume(path, recipe)
     else:
-        writer = StoreWriter.create(path, recipe, overwrite=overwrite)
-    if writer.episodes > config.episodes:
+        refuse_taken(path, overwrite=overwrite)
+    first, before = (writer.episodes, writer.transitions) if writer else (0, 0)
+    if first > config.episodes:
         raise EbmtrajError(
-            f"store {writer.path} holds {writer.episodes} episodes, more than the {config.episodes} asked for; "
-            f"use --episodes {writer.episodes} or more, or another path"
+            f"store {path} holds {first} episodes, more than the {config.episodes} asked for; "
+            f"use --episodes {first} or more, or another path"
         )
-    first, before, started = writer.episodes, writer.transitions, time.perf_counter()
+    started = time.perf_counter()
     if on_progress:
-        on_progress(writer.episodes, config.episodes)
+        on_progress(first, config.episodes)
     with open_pool(config.workers, config.backend, config.address) as pool:
         ranges = _ranges(config, first, pool.workers)
         for block in pool.map(partial(simulate_block, config), ranges, _name):
+            if writer is None:  # only now: a policy that fails, or workers that can't be had, must not cost what was there
+                writer = StoreWriter.create(path, recipe, overwrite=overwrite)
             writer.append_block(block)
             if on_progress:
                 on_progress(writer.episodes, config.episodes)
         seconds = time.perf_counter() - started
+        assert writer is not None
         store = writer.finish()
         added = store.transitions - before
         workers = min(pool.workers, len(ranges))
-        limit = _limit(config, pool, workers, ranges[0], added) if ranges else None
+        limit = None
+        with contextlib.suppress(EbmtrajError):  # the store is complete, whatever becomes of the measurement
+            limit = _limit(config, pool, workers, ranges[0], added) if ranges else None
     return CollectResult(
         episodes=store.episodes,
         transitions=store.transitions,

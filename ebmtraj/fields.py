@@ -70,7 +70,7 @@ def fields_to_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
 
 
 def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
-    """The inverse of `fields_to_json`; raises `EbmtrajError` where a row is not a field."""
+    """The inverse of `fields_to_json`; raises `EbmtrajError` where a row is not a field or a name comes twice."""
     fields = []
     for row in rows:
         try:
@@ -78,4 +78,6 @@ def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
             fields.append(Field(**values))
         except TypeError as error:
             raise EbmtrajError(f"not a field description: {row!r}") from error
+        if any(field.name == fields[-1].name for field in fields[:-1]):
+            raise EbmtrajError(f"field {fields[-1].name!r} comes twice; give each a name of its own")
     return tuple(fields)

@@ -16,13 +16,13 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import lru_cache
+from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeVar
 
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.runs import cores, versions
+from ebmtraj.runs import cores, ctrl_c_later, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -86,62 +86,129 @@ class ThisProcess(Pool):
 
 
 class ProcessPool(Pool):
-    """Processes of this machine, which end when this one does."""
+    """Processes of this machine, which end when this one does.
+
+    Each has a pipe of its own, so that the death of one is seen at once and disturbs no other. The standard library's pool
+    has one for all the answers: where a worker is killed while it sends, its reader waits forever.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._threads: ThreadPoolExecutor | None = None  # each waits for one process
+        self._mine = threading.local()  # a thread's own process, so that none waits for another's
+        self._spare: list[_Worker] = []  # started, and not yet a thread's
+        self._started: list[_Worker] = []
+        self._lock = threading.Lock()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], name: Name = repr) -> Iterator[Result]:
-        """As `Pool.map`; all workers start anew where one has died."""
+        """As `Pool.map`; only the worker that has died starts anew."""
         waiting = deque(items)
-        flying: deque[tuple[Item, Future[Result]]] = deque()
-        deaths = 0  # since the last answer
-        while waiting or flying:
-            try:
+        flying: deque[Future[Result]] = deque()
+        try:
+            while waiting or flying:
                 while waiting and len(flying) < 2 * self.workers:
-                    flying.append((waiting[0], self._running(len(items)).submit(function, waiting[0])))
-                    waiting.popleft()
-                answer = flying[0][1].result()
-            except BrokenProcessPool:
-                lost = flying[0][0] if flying else waiting[0]
-                deaths += 1
-                if deaths > RETRIES:
-                    raise EbmtrajError(_died(name(lost), "worker process", deaths)) from None
-                waiting.extendleft(reversed([item for item, _ in flying]))
-                flying.clear()
-                self.close()
-                continue
-            deaths = 0
-            flying.popleft()
-            yield answer
+                    flying.append(self._running(len(items)).submit(self._answer, function, waiting.popleft(), name))
+                yield flying.popleft().result()
+        finally:
+            for future in flying:
+                future.cancel()
 
-    def _running(self, items: int) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Spawned, as a fork would copy the threads of zarr and of the simulator in a state that nobody knows.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(min(self.workers, items), context, initializer=_start_worker)
-        return self._pool
+    def _running(self, items: int) -> ThreadPoolExecutor:
+        if self._threads is None:
+            count = min(self.workers, items)
+            self._threads = ThreadPoolExecutor(count)
+            self._spare = [self._start() for _ in range(count)]
+        return self._threads
+
+    def _answer(self, function: Callable[[Item], Result], item: Item, name: Name) -> Result:
+        for _ in range(1 + RETRIES):
+            worker = self._mine.worker = getattr(self._mine, "worker", None) or self._next()
+            try:
+                good, answer = worker.ask(function, item)
+            except (EOFError, OSError):  # it has died, maybe in the middle of its answer
+                self._mine.worker = None
+                worker.end()
+                continue
+            if good:
+                return answer
+            raise answer
+        raise EbmtrajError(_died(name(item), "worker process", 1 + RETRIES))
+
+    def _next(self) -> _Worker:
+        with contextlib.suppress(IndexError):
+            return self._spare.pop()
+        return self._start()
+
+    def _start(self) -> _Worker:
+        with self._lock:
+            if self._threads is None:
+                raise CancelledError
+            self._started = [each for each in self._started if each.process.is_alive()]
+            self._started.append(worker := _Worker())
+        return worker
 
     def close(self) -> None:
         """As `Pool.close`."""
-        if self._pool is None:
-            return
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
+        with self._lock:
+            threads, self._threads = self._threads, None
+            started, self._started = self._started, []
+        for worker in started:
+            worker.process.terminate()
+        if threads is not None:
+            threads.shutdown(cancel_futures=True)
+        for worker in started:
+            worker.end()
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone: a killed parent can't end its workers."""
+class _Worker:
+    """A process that answers one call after the other."""
+
+    def __init__(self) -> None:
+        # Spawned, as a fork would copy the threads of zarr and of the simulator in a state that nobody knows.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+
+    def ask(self, function: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
+        """Whether the call went well, and its answer or what it raised; raises `EOFError` or `OSError` for a death."""
+        self._pipe.send((function, item))
+        answer: tuple[bool, Any] = self._pipe.recv()
+        return answer
+
+    def end(self) -> None:
+        """Make sure that the process is gone."""
+        self.process.terminate()
+        self.process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection[Any, Any]) -> None:
+    """A worker's life: leave Ctrl-C to the parent, and end when the parent is gone, also in the middle of a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # stdout is the parent's alone: what a policy prints must not stand among --json
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    while True:
+        try:
+            function, item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, function(item))
+        except Exception as error:
+            answer = (False, _sendable(error))
+        try:
+            pipe.send(answer)
+        except Exception as error:  # an answer that can't be pickled
+            pipe.send((False, RuntimeError(f"{type(answer[1]).__name__} can't be sent: {error}")))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text: one of another kind may be one that the other side can't make again."""
+    return error if type(error) is EbmtrajError else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_with(parent: Any) -> None:
@@ -168,17 +235,12 @@ class RayPool(Pool):
         own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(own)}}
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": environment}
+        if address is None:
+            options |= {"num_cpus": workers or cores(), "include_dashboard": False}
+            options |= {"object_store_memory": 256 * 2**20}  # bytes; blocks of episodes are small, and few are under way
         try:
-            if address is None:
-                self._ray.init(
-                    address="local",
-                    num_cpus=workers or cores(),
-                    include_dashboard=False,
-                    object_store_memory=256 * 2**20,  # bytes; blocks of episodes are small, and few are under way
-                    **options,
-                )
-            else:
-                self._ray.init(address=address, **options)
+            with ctrl_c_later():  # in the middle of its start Ray hangs or crashes
+                self._ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises many kinds
             mend = "start it with `ray start --head`, or leave out --address to use this machine alone"
             if address is None:
@@ -229,6 +291,12 @@ class RayPool(Pool):
         """As `Pool.close`; a cluster that others started goes on."""
         if self._ours:
             self._ray.shutdown()
+            for name in _OUR_KEY:  # not for another cluster
+                os.environ.pop(name, None)
+            _OUR_KEY.clear()
+
+
+_OUR_KEY: dict[str, str] = {}  # what was set in the environment for Ray on this machine alone
 
 
 def _import_ray(alone: bool) -> Any:
@@ -238,7 +306,8 @@ def _import_ray(alone: bool) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if alone and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         # A key of its own: Ray would write one to the home folder, and ask for it on all clusters to come.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        _OUR_KEY.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        os.environ |= _OUR_KEY
     try:
         import ray
         import ray.exceptions
@@ -255,7 +324,10 @@ def _on_node(function: Callable[[Item], Result], item: Item, expected: Mapping[s
                 f"Ray node {platform.node()} has {package} {version}, this one {expected[package]}; "
                 "install the same versions on all nodes (constraints.txt pins them)"
             )
-    return function(item)
+    try:
+        return function(item)
+    except Exception as error:
+        raise _sendable(error) from None
 
 
 @lru_cache(maxsize=1)
@@ -270,6 +342,6 @@ def _line(error: Exception) -> str:
 
 def _died(what: str, who: str, times: int) -> str:
     return (
-        f"a {who} died {times} times while doing {what} (killed, out of memory or crashed); "
-        "what is stored is whole: go on with --resume and fewer --workers"
+        f"a {who} died {times} times while doing {what} (killed, out of memory, crashed, or a script "
+        "without `if __name__ == '__main__':`); what is stored is whole: go on with --resume and fewer --workers"
     )

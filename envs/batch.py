@@ -297,6 +297,12 @@ class GymBatch:
             reason = reason.split(" was raised from the environment creator")[0]
             raise EbmtrajError(f"{self.env_id}: Gymnasium cannot make it: {reason}") from error
 
+    def _guarded(self, what: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        try:
+            return call(*given, **named)
+        except Exception as error:
+            raise EbmtrajError(f"{self.env_id} failed in {what}: {type(error).__name__}: {error}") from error
+
     @property
     def batch_size(self) -> int:
         """How many environments the last `reset` started; 0 before the first."""
@@ -309,7 +315,7 @@ class GymBatch:
         self._states = np.empty((len(generators), self.state_fields[0].size), dtype=np.float32)
         self._terminated = np.zeros(len(generators), dtype=np.bool_)
         for i, generator in enumerate(generators):
-            observation, _ = self._envs[i].reset(seed=int(generator.integers(2**31)))
+            observation, _ = self._guarded("reset", self._envs[i].reset, seed=int(generator.integers(2**31)))
             self._states[i] = np.ravel(observation)
         return self._states.copy()
 
@@ -328,7 +334,7 @@ class GymBatch:
         box = self._action_space
         for i in np.flatnonzero(~self._terminated):
             action = values[i].reshape(box.shape).astype(box.dtype)
-            observation, _, terminated, _, _ = self._envs[i].step(action)
+            observation, _, terminated, _, _ = self._guarded("step", self._envs[i].step, action)
             self._states[i] = np.ravel(observation)
             self._terminated[i] = terminated
         return self._states.copy(), self._terminated.copy()

@@ -136,9 +136,13 @@ class CallablePolicy:
         given = self._guarded(self._function, states.copy())
         shape = (len(states), len(self._low))
         try:
-            actions = np.asarray(given, dtype=np.float32)
+            array = np.asarray(given)
+            if array.dtype.kind not in "fiub":
+                raise TypeError
+            actions = array.astype(np.float32)
         except (TypeError, ValueError, RuntimeError):
-            raise EbmtrajError(f"policy {self.target} returned {type(given).__name__}; return an array {shape}") from None
+            kind = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+            raise EbmtrajError(f"policy {self.target} returned {kind}; return an array of real numbers {shape}") from None
         if actions.shape != shape:
             raise EbmtrajError(
                 f"policy {self.target} returned actions of shape {actions.shape} for states {states.shape}; return {shape}"
@@ -155,7 +159,7 @@ class CallablePolicy:
             return function(*given)
         except EbmtrajError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a policy that exits would end the collection without a word
             raise EbmtrajError(f"policy {self.target} failed: {type(error).__name__}: {error}") from error
 
     def describe(self) -> dict[str, Any]:
@@ -170,12 +174,14 @@ def _import_callable(target: str) -> tuple[Callable[..., Any], str]:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EbmtrajError(
             f"policy {target!r}: module {module_name!r} can't be imported ({type(error).__name__}: {error}); run in its "
             "folder or put it on PYTHONPATH"
         ) from error
     function = getattr(module, name, None)
+    if isinstance(function, type):
+        raise EbmtrajError(f"policy {target!r} is a class; give a function, or make an instance in the module and name that")
     if not callable(function):
         raise EbmtrajError(f"policy {target!r}: module {module_name!r} has no callable {name!r}; give module:function")
     source = getattr(module, "__file__", None)

@@ -255,7 +255,7 @@ def load_checkpoint(path: Path | None = None) -> Checkpoint:
         raise EbmtrajError(f"policy {path} does not exist; make it with: ebmtraj policy train --run ...") from None
     except (SafetensorError, ValueError, OSError) as error:
         raise EbmtrajError(f"policy {path} is damaged: {error}") from None
-    if header.get("format") != FORMAT or header.get("kind") != KIND:
+    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("kind") != KIND:
         raise EbmtrajError(f"{path} is not a policy made by `ebmtraj policy train`; check the path")
     if header.get("version") != VERSION:
         raise EbmtrajError(f"policy {path} has format version {header.get('version')}, this ebmtraj reads {VERSION}")

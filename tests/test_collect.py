@@ -179,17 +179,19 @@ def test_sigkill_at_random_moments_then_resume(tmp_path: Path) -> None:
     for _ in range(4):
         process = run_collecting(path, REACHER)
         assert process.stdout is not None
-        for _ in range(int(rng.integers(1, 4))):  # then somewhere in the next block
+        for _ in range(int(rng.integers(1, 4))):  # zero stored, then somewhere in the next block
             process.stdout.readline()
         time.sleep(rng.uniform(0, 0.06))
         process.kill()
         process.communicate()
+        if not path.exists():  # no block was ready yet
+            continue
         store = Store.open(path)
         stored.append(store.episodes)
         assert store.episodes == 30 or store.episodes % 4 == 0
         assert verify(path)["ok"]
     assert stored == sorted(stored)
-    assert stored[-1] > 0
+    assert stored
     assert collect(path, REACHER, resume=True).content_hash == expected
     assert verify(path)["ok"]
     again = collect(path, REACHER, resume=True)  # nothing left to do
@@ -306,7 +308,7 @@ def test_a_ray_cluster_that_loses_a_node_gives_the_same_content(tmp_path: Path) 
 def test_a_block_that_kills_its_workers_is_an_error(tmp_path: Path, ragged: CollectConfig) -> None:
     with pytest.raises(EbmtrajError, match=r"died 2 times while doing episodes 0 to \d+ "):
         collect(tmp_path / "a", replace(ragged, env_kwargs={"fault": "crash"}, workers=2))
-    assert Store.open(tmp_path / "a").episodes == 0
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(

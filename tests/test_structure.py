@@ -24,7 +24,7 @@ LAYERS = (
     ("cli", "__main__"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS, start=1) for name in names}
-STORAGE = ("blocks", "moments", "store", "verify", "writer", "zarr_files")
+STORAGE = ("blocks", "moments", "shards", "store", "verify", "writer", "zarr_files")
 NO_TORCH = ("ebmtraj.envs.", *(f"ebmtraj.datasets.{name}" for name in STORAGE), "ebmtraj.collect")
 
 

@@ -525,6 +525,9 @@ def test_a_checkpoint_of_another_model(whole_runs: dict[Any, Path], tmp_path: Pa
     write(tensors, state_fields=[{"name": "x"}])
     with pytest.raises(EbmtrajError, match="not a field description"):
         load_model(path)
+    write(tensors, state_fields=[{"name": "x", "size": 1}, {"name": "x", "size": 2}])
+    with pytest.raises(EbmtrajError, match="field 'x' comes twice"):
+        load_model(path)
     save_tensors(path, tensors, {k: v for k, v in own.items() if k != "network"})
     expect(path, "header is damaged")
     write(tensors)

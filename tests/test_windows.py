@@ -138,11 +138,41 @@ def test_moments(store: Store) -> None:
     assert far.abs().max() == 6
 
 
-def test_moments_do_not_depend_on_the_chunk(store: Store) -> None:
-    whole, data = fitted(store)
-    parts = Normaliser(STATE, ACTION).fit(data, chunk=7)
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("chunk", [1, 7, 50])
+def test_moments_do_not_depend_on_the_chunk(store: Store, whiten: bool, chunk: int) -> None:
+    whole, data = fitted(store, whiten=whiten)
+    assert len(data) > chunk
+    parts = Normaliser(STATE, ACTION).fit(data, whiten=whiten, chunk=chunk)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(value, parts.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_one_chunk_are_the_plain_formulas(store: Store) -> None:
+    """To the bit: what was trained before reproduces."""
+    normaliser, data = fitted(store, whiten=True)
+    wide = data.state.double()
+    assert normaliser.state_mean.equal(wide.mean(0).float())
+    moving = [0, 1, 2, 3, 4, 5, 6, 7]
+    assert normaliser.state_scale[moving].equal(wide.std(0, unbiased=False).float()[moving])
+    batch = data.at(torch.arange(len(data)))
+    d = normaliser.increments.between(batch.state, batch.next_state)
+    z = (d - normaliser.delta_mean).double()
+    moves = d.amax(0) > d.amin(0)
+    spread = torch.where(moves, 1e-6 * d.double().std(0, unbiased=False).float().double() ** 2, 1.0)
+    root = torch.linalg.cholesky(z.T @ z / len(z) + torch.diag(spread))
+    assert normaliser.delta_matrix.equal(torch.linalg.inv(root).T.float())
+
+
+def test_moments_far_from_zero_keep_their_precision() -> None:
+    rows = 1000 + torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+    state = torch.cat((rows, rows.square().sqrt(), torch.full((500, 1), 7.0)), dim=1)
+    data = Transitions(state, None, torch.arange(499), torch.arange(499))
+    normaliser = Normaliser((Field("x", 3),), ()).fit(data, chunk=9)
+    torch.testing.assert_close(
+        normaliser.state_scale[:2].double(), state.double().std(0, unbiased=False)[:2], rtol=1e-6, atol=0
+    )
+    assert normaliser.state_scale[2] == 1
 
 
 @pytest.mark.parametrize("whiten", [False, True])

@@ -36,6 +36,7 @@ class DiffusionPolicySource(Source):
                 f"{path}: {self._action.shape[0]} actions do not fit {rows} states; this layout has as many of both"
             )
         self._ends = self._checked_ends(ends, rows)
+        absent = self._absent_chunks()
         self.total = len(self._ends)
         self.recipe, self.notes = described(
             given, None, path, "diffusion-policy", self._state.shape[1], self._action.shape[1]
@@ -43,6 +44,7 @@ class DiffusionPolicySource(Source):
         self.notes += [
             f"the last action of each of {self.total} episodes is dropped: the state that it led to was not recorded",
             "this layout does not say how an episode ended: none is marked as terminated",
+            *absent,
         ]
 
     def episodes(self) -> Iterator[RawEpisode]:
@@ -67,12 +69,24 @@ class DiffusionPolicySource(Source):
             ) from None
 
     def _checked_ends(self, array: zarr.Array[Any], rows: int) -> NDArray[np.int64]:
-        ends = np.asarray(array[:]) if array.ndim == 1 else np.empty(0)
+        ends = self._rows(array, 0, array.shape[0]) if array.ndim == 1 else np.empty(0)
         if not len(ends) or ends.dtype.kind not in "iu" or ends[0] < 1 or (np.diff(ends.astype(np.int64)) < 1).any():
             raise EbmtrajError(f"{self.name}: meta/episode_ends must be ascending row numbers, one an episode")
         if ends[-1] != rows:
             raise EbmtrajError(f"{self.name}: meta/episode_ends ends at row {ends[-1]}, but there are {rows} rows")
         return ends.astype(np.int64)
+
+    def _absent_chunks(self) -> list[str]:
+        """A note where files of chunks are not there: zarr leaves out what is all zeros, and so does a copy cut short."""
+        notes = []
+        for array in (self._state, self._action):
+            absent = array.nchunks - array.nchunks_initialized
+            if absent:
+                notes.append(
+                    f"{absent} of {array.nchunks} chunks of {array.path} have no file and are read as {array.fill_value}: "
+                    "right only where the data are"
+                )
+        return notes
 
     def _array(self, name: str) -> zarr.Array[Any]:
         try:

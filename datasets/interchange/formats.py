@@ -10,7 +10,7 @@ from ebmtraj.datasets.interchange.lerobot import export_lerobot
 from ebmtraj.datasets.interchange.minari import MinariSource, export_minari
 from ebmtraj.datasets.interchange.npz import NpzSource, export_npz
 from ebmtraj.datasets.interchange.source import Given, Progress, Source, Transferred, import_source, refuse_target
-from ebmtraj.datasets.interchange.target import Exported
+from ebmtraj.datasets.interchange.target import Exported, local_path
 from ebmtraj.errors import EbmtrajError
 
 EXPORTS: dict[str, Callable[..., Exported]] = {"minari": export_minari, "lerobot": export_lerobot, "npz": export_npz}
@@ -23,16 +23,19 @@ IMPORTS: dict[str, Callable[[str, Given], Source]] = {
 
 def export_store(
     path: str,
-    out: Path,
+    out: str | Path,
     form: str,
     *,
     overwrite: bool = False,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> Exported:
-    """Write a store in another format; raises `EbmtrajError` for an unknown one, and as the format's own function."""
+    """Write a store in another format.
+
+    Raises `EbmtrajError` for an unknown one, where `out` is no local path, and as the format's own function.
+    """
     if form not in EXPORTS:
         raise EbmtrajError(f"unknown format {form!r} to export to; use one of {', '.join(EXPORTS)}")
-    return EXPORTS[form](path, out, overwrite=overwrite, on_progress=on_progress)
+    return EXPORTS[form](path, local_path(out), overwrite=overwrite, on_progress=on_progress)
 
 
 def import_store(

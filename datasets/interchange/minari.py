@@ -7,6 +7,7 @@ origin) travels in its metadata under the key `ebmtraj`. A store has no rewards;
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ebmtraj.datasets.interchange.source import (
     described,
     entry_name,
     finished,
+    local_source,
     require,
 )
 from ebmtraj.datasets.interchange.target import Exported, refuse, replacing
@@ -46,6 +48,7 @@ def export_minari(
     library = _library()
     store = finished(path)
     refuse(out, overwrite=overwrite, ours=_ours, kind="Minari")
+    _refuse_full_disk(out, store)
     identity, notes = _dataset_id(out.name)
     from minari.data_collector.episode_buffer import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
@@ -70,7 +73,7 @@ def export_minari(
     with replacing(out, overwrite=overwrite, ours=_ours, kind="Minari") as partial:
         (partial / "data").mkdir(parents=True)
         storage = MinariStorage.new(
-            partial / "data",
+            (partial / "data").absolute(),  # the library joins a relative path to itself
             observation_space=_space(store.state_fields),
             action_space=_space(store.action_fields),
             data_format="hdf5",
@@ -117,7 +120,12 @@ class MinariSource(Source):
                 raise EbmtrajError(f"{path}: {label}s have shape {space.shape}; only vectors can be imported")
             name = "state" if label == "observation" else "action"
             fields[name] = (_field(name, space),)
-        self.total = int(self._storage.total_episodes)
+        try:
+            self.total = int(self._storage.total_episodes)
+        except (KeyError, TypeError, ValueError):
+            raise EbmtrajError(
+                f"{path}: metadata.json does not say total_episodes, a whole number; copy or make the data set again"
+            ) from None
         known = carried_values(metadata.get(CARRIED), path)
         self.recipe, self.notes = described(
             given,
@@ -159,6 +167,25 @@ class MinariSource(Source):
                 yield RawEpisode(state, action, seed, bool(len(ended) and ended[-1]))
 
 
+def _refuse_full_disk(out: Path, store: Store) -> None:
+    """Raise `EbmtrajError` where the export does not fit: HDF5 crashes the process where a disk fills up under it."""
+    rows, floats = store.transitions, total_size(store.state_fields) + total_size(store.action_fields)
+    # as measured: rewards and ends, and what HDF5 says of the groups and arrays of an episode
+    need = 4 * floats * (rows + store.episodes) + 8 * rows + 20_000 * store.episodes + 100_000
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:  # what can't be asked is tried
+        return
+    if free < need:
+        raise EbmtrajError(
+            f"can't write {out}: it needs about {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; "
+            "free the disk or give another path"
+        )
+
+
 def _library() -> Any:
     require("h5py", "minari")
     return require("minari", "minari")
@@ -166,7 +193,7 @@ def _library() -> Any:
 
 def _folder(path: str) -> Path:
     """The folder that holds `metadata.json`."""
-    given = Path(path).expanduser()
+    given = local_source(path, "a Minari folder or id")
     places = [given, given / "data"]
     if not given.is_absolute():
         from minari.storage.datasets_root_dir import get_dataset_path
@@ -175,9 +202,8 @@ def _folder(path: str) -> Path:
     for place in places:
         if (place / "metadata.json").is_file():
             return place
-    raise EbmtrajError(
-        f"{path} is no Minari data set here (no data/metadata.json); give its folder, or run minari download {path} first"
-    )
+    download = "" if given.is_absolute() or given.exists() else f", or run minari download {path} first"
+    raise EbmtrajError(f"{path} is no Minari data set here (no data/metadata.json); give its folder{download}")
 
 
 def _metadata(folder: Path, path: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ebmtraj.datasets.interchange.source import (
     carried_values,
     described,
     finished,
+    local_source,
 )
 from ebmtraj.datasets.interchange.target import Exported, refuse, replacing
 from ebmtraj.errors import EbmtrajError
@@ -75,7 +76,7 @@ class NpzSource(Source):
 
     def __init__(self, path: str, given: Given) -> None:
         self.name = path
-        self._path = Path(path).expanduser()
+        self._path = local_source(path, "an npz file")
         members = self._members()
         names = {
             "state": _choose(members, NAMES["state"], given.state_key, path),
@@ -116,7 +117,7 @@ class NpzSource(Source):
         except FileNotFoundError:
             raise EbmtrajError(f"{self.name} does not exist; give an npz file") from None
         except (OSError, zipfile.BadZipFile) as error:
-            raise EbmtrajError(f"{self.name} can't be read as npz: {error}") from None
+            raise EbmtrajError(f"{self.name} can't be read as npz: {error}; give a file that numpy.savez wrote") from None
 
     def _read_lengths(self, state: _Rows, action: _Rows, members: set[str]) -> NDArray[np.int64]:
         if "length" in members:
@@ -168,8 +169,10 @@ class _Rows:
                 raise ValueError(f"npy version {version}")
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             self.shape, fortran, self._dtype = read(self._file)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise EbmtrajError(f"{self._what} can't be read: {' '.join(str(error).split())}") from None
+        except Exception as error:  # zipfile, zlib and numpy raise many kinds
+            raise EbmtrajError(f"{self._what} can't be read: {_reason(error)}; copy or make the file again") from None
+        if min(self.shape, default=0) < 0:
+            raise EbmtrajError(f"{self._what} is damaged: its header says shape {self.shape}; make the file again")
         if self._dtype.hasobject:
             raise EbmtrajError(f"{self._what} holds pickled objects, which are never loaded; save plain numbers")
         self._whole: NDArray[Any] | None = None
@@ -195,8 +198,8 @@ class _Rows:
         need = count * size * self._dtype.itemsize
         try:
             data = self._file.read(need)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise EbmtrajError(f"{self._what} is damaged: {error}") from None
+        except Exception as error:  # zipfile and zlib raise many kinds
+            raise EbmtrajError(f"{self._what} is damaged: {_reason(error)}; copy or make the file again") from None
         if len(data) != need:
             raise EbmtrajError(f"{self._what} is cut short; copy or make the file again")
         return np.frombuffer(data, self._dtype).reshape(count, size)
@@ -216,8 +219,12 @@ def _small(path: Path, name: str) -> NDArray[Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return np.asarray(file[name])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise EbmtrajError(f"{path}: {name} can't be read: {' '.join(str(error).split())}") from None
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds, and one for pickled objects
+        raise EbmtrajError(f"{path}: {name} can't be read: {_reason(error)}; save plain numbers again") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _write(

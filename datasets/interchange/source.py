@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from ebmtraj.datasets.blocks import SCHEMA, EpisodeBlock, Floats, StoreRecipe
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.writer import StoreWriter
-from ebmtraj.datasets.zarr_files import is_vacant
+from ebmtraj.datasets.zarr_files import as_url, is_vacant, known_scheme, plain
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json, total_size
 
@@ -41,6 +42,8 @@ class Given:
     action_key: str | None = None
 
     def __post_init__(self) -> None:
+        if self.env is not None and not self.env.strip():
+            raise EbmtrajError("--env is empty; name the environment, or leave the option out")
         step = self.control_timestep
         if step is not None and not 0 < step < 1e6:
             raise EbmtrajError(f"--control-timestep is {step}; give seconds above 0")
@@ -143,32 +146,24 @@ def refuse_target(path: str | Path, *, overwrite: bool, resume: bool = False) ->
     """Raise `EbmtrajError` where a target is of an unknown kind, or exists and may not be replaced."""
     if overwrite and resume:
         raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a store, the second replaces it")
-    known_scheme(path)
-    if not (overwrite or resume) and not is_vacant(plain(path)):
+    as_url(path)
+    if not (overwrite or resume) and not is_vacant(path):
         raise EbmtrajError(f"{path} exists; give another path, --overwrite to replace a store or --resume to go on with it")
 
 
-def plain(path: str | Path) -> str:
-    """A `file://` URL as the path that it names, since fsspec makes no folders there; anything else as it is."""
-    return str(path).removeprefix("file://")
-
-
-def known_scheme(path: str | Path) -> None:
-    """Raise `EbmtrajError` for a URL of a kind that fsspec does not know."""
-    scheme, mark, _ = str(path).partition("://")
-    if mark:
-        from fsspec import available_protocols  # type: ignore[import-untyped]
-
-        chained = scheme.split("::")  # as in simplecache::s3://
-        unknown = [one for one in chained if one not in available_protocols()]
-        if unknown:
-            raise EbmtrajError(f"{path}: unknown URL scheme {unknown[0]!r}; use a folder, or a URL such as file:// or s3://")
+def local_source(path: str, what: str) -> Path:
+    """The local path of a source of a kind that can't be read from elsewhere; raises `EbmtrajError` for a URL."""
+    known_scheme(plain(path))
+    if "://" in plain(path):
+        raise EbmtrajError(f"{path} is a URL; give {what} on a local path: copy it to one first")
+    if not plain(path).strip():
+        raise EbmtrajError(f"the path of the source is empty; give {what}")
+    return Path(plain(path)).expanduser()
 
 
 def finished(path: str | Path) -> Store:
     """Open a store that is complete; raises `EbmtrajError` where it is not."""
-    known_scheme(path)
-    store = Store.open(plain(path))
+    store = Store.open(path)
     if not store.complete or store.content_hash is None:
         raise EbmtrajError(f"store {store.path} is not finished; go on with the command that made it and --resume")
     return store
@@ -257,6 +252,9 @@ def described(
     Raises `EbmtrajError` where the fields do not make up the size of the vectors.
     """
     notes = []
+    for label, size in (("state", state_size), ("action", action_size)):
+        if size < 1:
+            raise EbmtrajError(f"{name}: {label}s have no numbers at all; give vectors of at least one")
     if known is not None:
         recipe = carried_recipe(known, name)
     else:
@@ -301,7 +299,28 @@ def read_fields(path: Path) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
         ) from None
     if not all(isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows) for rows in (state, action)):
         raise EbmtrajError(f"--fields {path}: state_fields and action_fields must be lists of objects with name and size")
-    return fields_from_json(state), fields_from_json(action)
+    for rows in (state, action):
+        _refuse_fields(rows, path)
+    try:
+        return fields_from_json(state), fields_from_json(action)
+    except EbmtrajError as error:
+        raise EbmtrajError(f"--fields {path}: {error}") from None
+
+
+def _refuse_fields(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Raise `EbmtrajError` for what JSON lets through and a store could not be read with."""
+    names = [row.get("name") for row in rows]
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise EbmtrajError(f"--fields {path}: names of fields are {names}; give each a text of its own")
+    for row in rows:
+        if not isinstance(row.get("size"), int) or isinstance(row["size"], bool):
+            raise EbmtrajError(f"--fields {path}: size of field {row['name']!r} is {row.get('size')!r}; give a whole number")
+        for key in ("low", "high"):
+            limits = row.get(key)
+            if limits is not None and not (
+                isinstance(limits, list) and all(isinstance(x, int | float) and math.isfinite(x) for x in limits)
+            ):
+                raise EbmtrajError(f"--fields {path}: {key} of field {row['name']!r} must be a list of finite numbers")
 
 
 # checking

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ebmtraj.datasets.zarr_files import URL_LIKE, plain
 from ebmtraj.errors import EbmtrajError
 
 
@@ -19,6 +20,16 @@ class Exported:
     episodes: int
     transitions: int
     notes: tuple[str, ...] = ()
+
+
+def local_path(out: str | Path) -> Path:
+    """A path to write to, `~` expanded; raises `EbmtrajError` for a URL and for nothing."""
+    text = plain(out)
+    if not text.strip():
+        raise EbmtrajError("the path to write to is empty; give one")
+    if "://" in text or URL_LIKE.match(text):
+        raise EbmtrajError(f"{out}: only stores can be written to a URL; give a local path, and copy it from there")
+    return Path(text).expanduser()
 
 
 @contextlib.contextmanager
@@ -51,9 +62,7 @@ def replacing(out: Path, *, overwrite: bool, ours: Callable[[Path], bool], kind:
 
 
 def refuse(out: Path, *, overwrite: bool, ours: Callable[[Path], bool], kind: str) -> None:
-    """Raise `EbmtrajError` where `out` is no local path, or exists and may not be replaced."""
-    if "://" in str(out) or ":/" in str(out).partition("/")[0] + "/":
-        raise EbmtrajError(f"{out}: an export goes to a local path; copy it from there")
+    """Raise `EbmtrajError` where `out` exists and may not be replaced."""
     if not out.exists():
         return
     if not overwrite:

@@ -47,7 +47,8 @@ def episode_facts(store: Store, index: int) -> dict[str, Any]:
     Raises `EbmtrajError` where there is no such episode, or its data is damaged.
     """
     if not 0 <= index < store.episodes:
-        raise EbmtrajError(f"store {store.path} has no episode {index}; it holds 0 to {store.episodes - 1}")
+        held = f"0 to {store.episodes - 1}" if store.episodes else "none yet"
+        raise EbmtrajError(f"store {store.path} has no episode {index}; it holds {held}")
     episode = store.episode(index)
     length = len(episode.action)
     fields = []

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebmtraj.datasets.windows import Batch, Transitions
+from ebmtraj.datasets.windows import Batch, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.runs import MetricsWriter, Run
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
@@ -68,7 +68,7 @@ class Stage:
     share: float  # of all steps
     module: nn.Module  # whose parameters are trained
     loss: Loss
-    finish: Callable[[Transitions], None] | None = None  # called once with the training data when its weights are final
+    finish: Callable[[TransitionData], None] | None = None  # called once with the training data when its weights are final
     beta1: float | None = None  # where it differs from the recipe's
 
 
@@ -130,8 +130,8 @@ class Result:
 
 def train(
     model: Trainable,
-    data: Transitions,
-    held_out: Transitions,
+    data: TransitionData,
+    held_out: TransitionData,
     config: TrainingConfig,
     run: Run,
     *,
@@ -143,7 +143,7 @@ def train(
     Resumed from its last state on the same CPU, a killed run ends in the same bits as one that was not. Raises
     `EbmtrajError` where training keeps diverging after the guard's retries.
     """
-    device = data.state.device
+    device = data.device
     shares = model.stages()
     plan = _plan(shares, config.steps)
     guard = Guard(config.guard)
@@ -156,6 +156,7 @@ def train(
     else:
         state = _begin(model, shares[0], 0, config, device)
         metrics = MetricsWriter(run.metrics)
+    data.seek(state.total * config.batch)
     good = _save(resume_path, model, state, guard, metrics)
     clock = time.perf_counter() - state.seconds
 
@@ -172,6 +173,7 @@ def train(
                     fault = None if math.isfinite(validation) else "the validation loss is not finite"
                 if fault is not None:
                     state = _roll_back(fault, good, model, shares, config, guard, metrics, stage.name, state.total, device)
+                    data.seek(state.total * config.batch)
                     continue
                 state.seconds = time.perf_counter() - clock
                 row: dict[str, Any] = {"stage": stage.name, "step": state.total, "loss": loss.item()}
@@ -198,13 +200,13 @@ def train(
     return Result(state.total, seconds, state.best_loss, guard.tries)
 
 
-def steps_for(seconds: float, model: Trainable, data: Transitions, config: TrainingConfig, trial: int = 30) -> int:
+def steps_for(seconds: float, model: Trainable, data: TransitionData, config: TrainingConfig, trial: int = 30) -> int:
     """How many steps fit into `seconds`, timed on a copy of the model that is thrown away."""
     probe = copy.deepcopy(model)
     shares = probe.stages()
     cost = 0.0
     for number, stage in enumerate(shares):
-        state = _begin(probe, stage, number, config, data.state.device)
+        state = _begin(probe, stage, number, config, data.device)
         guard = Guard(config.guard)
         times = []
         for _ in range(trial):
@@ -220,7 +222,7 @@ def _step(
     model: Trainable,
     stage: Stage,
     state: _State,
-    data: Transitions,
+    data: TransitionData,
     config: TrainingConfig,
     steps: int,
     guard: Guard,
@@ -298,7 +300,7 @@ def _next_stage(
     model: Trainable,
     shares: Sequence[Stage],
     state: _State,
-    data: Transitions,
+    data: TransitionData,
     config: TrainingConfig,
     guard: Guard,
     device: torch.device,

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
-from ebmtraj.datasets.windows import Transitions
+from ebmtraj.datasets.stream import StreamedTransitions
+from ebmtraj.datasets.windows import SPLITS, TransitionData, Transitions
 from ebmtraj.device import choose_device, describe, use_threads
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import total_size
 from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
 from ebmtraj.training.loop import Progress, Result, TrainingConfig, steps_for, train
 from ebmtraj.trajectories.registry import make_model, model_class
@@ -26,6 +34,7 @@ class TransitionRecipe:
     actions: bool = False  # E(s_t, a_t, s_t+1) rather than E(s_t, s_t+1)
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
+    stream: bool | Literal["auto"] = "auto"  # read the store while training; auto: where memory would not hold it
     network: dict[str, Any] = field(default_factory=dict)  # settings of the model, see its Config
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -63,14 +72,18 @@ def train_transition(
     where = choose_device(device)
     use_threads(recipe.training.threads)
     store = Store.open(recipe.data)
-    data = Transitions.load(store, "train", actions=recipe.actions, device=where)
-    held_out = Transitions.load(store, "validation", actions=recipe.actions, device=where)
+    if not store.complete:  # what it holds may still change, and no hash says what was trained on
+        raise EbmtrajError(
+            f"store {recipe.data} is not finished; go on with the command that made it and --resume "
+            f"(with --episodes {max(1, store.episodes)} it ends as it is)"
+        )
     recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
-
     going_on = resume and (path / "config.toml").exists()
     if going_on:
         run = Run.open(path)
         recipe = _same_recipe(recipe, run)
+    elif recipe.stream == "auto":
+        recipe = dataclasses.replace(recipe, stream=_needs_stream(store, where))
     network = recipes.to_plain(recipe.network)
     model = make_model(
         recipe.model,
@@ -80,26 +93,63 @@ def train_transition(
         network=network,
         seed=recipe.training.seed,
     ).to(where)
-    model.prepare(data)
-    if not going_on:
-        if recipe.training.seconds is not None:
-            steps = steps_for(recipe.training.seconds, model, data, recipe.training)
-            training = dataclasses.replace(recipe.training, steps=steps, seconds=None)
-            recipe = dataclasses.replace(recipe, training=training)
-        run = Run.create(path, overwrite=overwrite)
-        write_json(run.path / "versions.json", {**versions(), **machine(), **describe(where)})
-        write_atomic(run.config, recipes.to_toml(recipe))
-    result = train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress)
+    with (
+        closing(_open(store, "train", recipe, where)) as data,
+        closing(_open(store, "validation", recipe, where)) as held_out,
+    ):
+        model.prepare(data)
+        if not going_on:
+            if recipe.training.seconds is not None:
+                steps = steps_for(recipe.training.seconds, model, data, recipe.training)
+                training = dataclasses.replace(recipe.training, steps=steps, seconds=None)
+                recipe = dataclasses.replace(recipe, training=training)
+            run = Run.create(path, overwrite=overwrite)
+            write_json(run.path / "versions.json", {**versions(), **machine(), **describe(where)})
+            write_atomic(run.config, recipes.to_toml(recipe))
+        result = train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress)
     return result, recipe
+
+
+def _open(store: Store, split: str, recipe: TransitionRecipe, device: torch.device) -> TransitionData:
+    if recipe.stream:
+        return StreamedTransitions(store, split, seed=recipe.training.seed, actions=recipe.actions, device=device)
+    return Transitions.load(store, split, actions=recipe.actions, device=device)
+
+
+def _needs_stream(store: Store, device: torch.device) -> bool:
+    """Whether the splits that are trained and validated on would take more than half of the memory that is free."""
+    lengths = store.lengths[store.splits != SPLITS.index("test")]
+    state, action = total_size(store.state_fields), total_size(store.action_fields)
+    size = 4 * (state * int((lengths + 1).sum()) + action * int(lengths.sum()))
+    return size > 0.5 * _free_memory(device)
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that can still be had where the data would lie, as far as the system tells."""
+    free = [math.inf]
+    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/meminfo", encoding="ascii") as file:
+        free.append(1024 * int(next(line for line in file if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # a container's own limit; "max" where there is none
+        limit, used, parts = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat"))
+        cached = next(line for line in parts.splitlines() if line.startswith("inactive_file")).split()[1]
+        free.append(int(limit) - int(used) + int(cached))
+    if len(free) == 1:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # macOS: at least what there is in all
+            free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
+    if device.type == "cuda":
+        free.append(torch.cuda.mem_get_info(device)[0])
+    return min(free)
 
 
 def _same_recipe(recipe: TransitionRecipe, run: Run) -> TransitionRecipe:
     """The run's own recipe; raises `EbmtrajError` where the one that is asked for now differs from it."""
     own = recipes.build(TransitionRecipe, recipes.read_toml(run.config), f"recipe {run.config}")
+    own = dataclasses.replace(own, stream=own.stream is True)  # "auto" only where a run began before there was a choice
+    stream = own.stream if recipe.stream == "auto" else recipe.stream
     training = recipe.training
     if training.seconds is not None:  # turned into steps when the run began
         training = dataclasses.replace(training, steps=own.training.steps, seconds=None)
-    asked = dataclasses.asdict(dataclasses.replace(recipe, data=own.data, training=training))
+    asked = dataclasses.asdict(dataclasses.replace(recipe, data=own.data, stream=stream, training=training))
     difference = recipes.first_difference(recipes.to_plain(dataclasses.asdict(own)), recipes.to_plain(asked))
     if difference is not None:
         key, had, wants = difference

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Normaliser, Transitions
+from ebmtraj.datasets.windows import Normaliser, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.training.loop import Trainable
@@ -49,7 +49,7 @@ class TransitionModel(Trainable):
         seen = self.normaliser.increments.feature_size if self.matrices else self.state_size
         self.context_size = seen + self.action_size
 
-    def prepare(self, data: Transitions) -> None:
+    def prepare(self, data: TransitionData) -> None:
         """Take what must be known of the training data before the first step."""
         self.normaliser.fit(data, whiten=getattr(self.config, "whiten", False))
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Transitions
+from ebmtraj.datasets.windows import Batch, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.nets.base import TiltedBase
 from ebmtraj.samplers.anneal import Ladder
@@ -75,8 +75,9 @@ class ResidualModel(TransitionModel):
         return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
 
     @torch.no_grad()
-    def _calibrate(self, data: Transitions, most: int = 65536) -> None:
-        index = torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.rows.device).long()
+    def _calibrate(self, data: TransitionData, most: int = 65536) -> None:
+        fine = torch.float64 if len(data) > 2**24 else torch.float32  # float32 counts no further
+        index = torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.device, dtype=fine).long()
         self.tilted.calibrate(*self._coordinates(data.at(index)))
 
     def _residual_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
