@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
+from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe, piece_offsets
+from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.writer import StoreWriter, refuse_taken
 from ebmtraj.datasets.zarr_files import is_vacant
 from ebmtraj.envs.batch import BatchEnv, HandCubeBatch
@@ -27,6 +28,10 @@ from ebmtraj.parallel import Backend, Pool, open_pool
 
 LIMIT_SHARE = 0.05  # of the collection's own steps are simulated again to find the open-loop limit,
 LIMIT_STEPS = (4, 25)  # but no fewer and no more steps of a block than these
+FUTURES_AT_ONCE = 256  # of re-simulated starts
+FUTURE_ROUNDS = 20  # how often futures that ended too early are drawn again
+REPLAY_STEPS = 10  # of a recorded episode must come out again,
+REPLAY_TOLERANCE = 1e-3  # this closely: another processor may round otherwise, and motion with contacts is chaotic
 
 
 @dataclass(frozen=True)
@@ -132,27 +137,132 @@ def simulate_block(config: CollectConfig, block: tuple[int, int]) -> EpisodeBloc
     """
     env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
     seeds = [episode_seed(config.seed, episode) for episode in range(*block)]
-    state = env.reset([_generator(seed, 0) for seed in seeds])
-    policy.reset([_generator(seed, 1) for seed in seeds])
-    batch = len(seeds)
-    states = np.empty((batch, config.steps + 1, state.shape[1]), np.float32)
+    starts, noise = ([_generator(seed, stream) for seed in seeds] for stream in (0, 1))
+    states, actions, length, terminated = _simulate(env, policy, starts, noise, config.steps)
+    reached = np.arange(config.steps + 1) <= length[:, None]  # (B, T + 1)
+    return EpisodeBlock(states[reached], actions[reached[:, 1:]], length, np.array(seeds, np.uint64), terminated)
+
+
+def _simulate(
+    env: BatchEnv,
+    policy: Policy,
+    starts: Sequence[np.random.Generator],
+    noise: Sequence[np.random.Generator],
+    steps: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """States (B, T+1, S), actions (B, T, A), lengths (B,), who terminated (B,); rows behind an end mean nothing."""
+    state = env.reset(starts)
+    policy.reset(noise)
+    batch = len(starts)
+    states = np.empty((batch, steps + 1, state.shape[1]), np.float32)
     actions: np.ndarray | None = None
-    length = np.full(batch, config.steps, np.int64)
+    length = np.full(batch, steps, np.int64)
     running = np.ones(batch, np.bool_)
     states[:, 0] = state
-    for step in range(config.steps):
+    for step in range(steps):
         action = np.asarray(policy(state), np.float32)  # as stored, so that a replay is exact
         state, terminated = env.step(action)
         if actions is None:
-            actions = np.empty((batch, config.steps, action.shape[1]), np.float32)
+            actions = np.empty((batch, steps, action.shape[1]), np.float32)
         actions[:, step], states[:, step + 1] = action, state
         length[running & terminated] = step + 1
         running &= ~terminated
         if not running.any():
             break
     assert actions is not None
-    reached = np.arange(config.steps + 1) <= length[:, None]  # (B, T + 1)
-    return EpisodeBlock(states[reached], actions[reached[:, 1:]], length, np.array(seeds, np.uint64), ~running)
+    return states, actions, length, ~running
+
+
+def resimulate(
+    store: Store,
+    episodes: Sequence[int] | np.ndarray,
+    samples: int,
+    *,
+    steps: int | None = None,
+    recorded: bool = False,
+    workers: int = 1,
+    own_code: bool = False,
+) -> np.ndarray:
+    """What else could have followed the starts of recorded episodes: same start, same policy, other noise of the policy.
+
+    -> states (N, samples, T+1, S), float32; T is `steps` or else the store's limit. A pure function of the stored seeds, for
+    any number of `workers`; with `recorded`, sample 0 is the recorded episode itself. Only futures of T steps count, as with
+    the episodes that rollouts are measured on: one that terminates earlier is drawn again. Raises `EbmtrajError` where the
+    store was not collected by this package, where environment or policy are the user's own code (`own_code` runs it), where
+    the recorded start does not come out again, and where futures of T steps are too rare.
+    """
+    config = _config_of(store, steps, own_code)
+    if samples < 1 or len(episodes) < 1:
+        raise EbmtrajError(f"resimulate: {len(episodes)} episodes x {samples} samples; ask for one or more of each")
+    chosen = np.asarray(episodes, np.int64)
+    if chosen.min() < 0 or chosen.max() >= store.episodes:
+        raise EbmtrajError(f"store {store.path} holds {store.episodes} episodes: there is no episode {chosen.max()}")
+    _check_replay(store, config, int(chosen[0]))
+    seeds = [int(seed) for seed in store.seeds[chosen]]
+    size = max(1, FUTURES_AT_ONCE // samples)
+    blocks = [tuple(seeds[first : first + size]) for first in range(0, len(seeds), size)]
+    with open_pool(workers) as pool:
+        parts = pool.map(partial(_futures, config, samples, recorded), blocks, lambda block: f"{len(block)} starts again")
+        states = np.concatenate(list(parts))
+    starts = store.read_states(chosen)[piece_offsets(store.lengths[chosen] + 1)[:-1]]
+    if np.abs(states[:, 0, 0] - starts).max() > REPLAY_TOLERANCE:
+        raise EbmtrajError(_another(store))
+    return states
+
+
+def _futures(config: CollectConfig, samples: int, recorded: bool, seeds: tuple[int, ...]) -> np.ndarray:
+    """The first `samples` futures (B, samples, T+1, S) of each seed that last T steps, by the number of their noise."""
+    env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
+    kept: list[list[np.ndarray]] = [[] for _ in seeds]
+    number = [0 if recorded else 1] * len(seeds)  # of the next noise; 0 is the recorded one
+    for _ in range(FUTURE_ROUNDS):
+        tries = [(i, number[i] + j) for i in range(len(seeds)) for j in range(samples - len(kept[i]))]
+        if not tries:
+            break
+        starts = [_generator(seeds[i], 0) for i, _ in tries]
+        noise = [_generator(seeds[i], 1, *([n] if n else [])) for i, n in tries]
+        states, _, length, _ = _simulate(env, policy, starts, noise, config.steps)
+        for row, (i, n) in enumerate(tries):
+            number[i] = n + 1
+            if length[row] == config.steps:
+                kept[i].append(states[row])
+    short = sum(len(each) < samples for each in kept)
+    if short:
+        raise EbmtrajError(
+            f"resimulate: of {short} in {len(seeds)} starts, hardly a future lasts {config.steps} steps; ask for fewer steps"
+        )
+    return np.array(kept)
+
+
+def _config_of(store: Store, steps: int | None, own_code: bool) -> CollectConfig:
+    """How the store's episodes were made; raises `EbmtrajError` where that can't be done again."""
+    said = dict(store.attributes["policy"])
+    env, name = store.attributes["env"], said.pop("name", "unknown")
+    if not isinstance(env, str) or name in ("unknown", "merged"):
+        raise EbmtrajError(f"store {store.path} does not say how its episodes were made; only a collected store does")
+    for label, code in (("environment", env), ("policy", name)):
+        if ":" in code and not own_code:
+            raise EbmtrajError(f"store {store.path}: {label} {code} is code of your own; allow it with own_code=True")
+    limit = store.attributes["steps"] if steps is None else steps
+    return CollectConfig(env=env, env_kwargs=store.attributes["env_kwargs"], steps=limit, policy=name, policy_kwargs=said)
+
+
+def _check_replay(store: Store, config: CollectConfig, index: int) -> None:
+    """Raise `EbmtrajError` where a recorded episode's first steps do not come out again."""
+    episode = store.episode(index)
+    steps = min(len(episode.action), REPLAY_STEPS)
+    env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
+    again = _simulate(env, policy, [_generator(episode.seed, 0)], [_generator(episode.seed, 1)], steps)[0][0]
+    if again.shape[1] != episode.state.shape[1] or np.abs(again - episode.state[: steps + 1]).max() > REPLAY_TOLERANCE:
+        raise EbmtrajError(_another(store))
+
+
+def _another(store: Store) -> str:
+    made = store.attributes.get("env_attributes", {}).get("mujoco_version")
+    return (
+        f"store {store.path}: its episodes don't come out again here, so no other futures of their starts can be simulated; "
+        f"use the versions that it was collected with{f' (MuJoCo {made})' if made else ''}"
+    )
 
 
 def open_loop_rate(config: CollectConfig, steps: int, block: tuple[int, int]) -> float | None:
@@ -198,9 +308,9 @@ def store_recipe(config: CollectConfig, env: BatchEnv, policy: Policy) -> StoreR
     )
 
 
-def _generator(seed: int, stream: int) -> np.random.Generator:
-    """Stream 0 draws an episode's start, stream 1 its policy's noise."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream,))))
+def _generator(seed: int, *stream: int) -> np.random.Generator:
+    """Stream 0 draws an episode's start, stream 1 its policy's noise; streams (1, n) are other noise for the same start."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)))
 
 
 @lru_cache(maxsize=2)  # a worker keeps its environments from block to block

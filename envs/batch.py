@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import gymnasium
@@ -149,9 +150,25 @@ class HandCubeBatch:
         held = np.ascontiguousarray(np.repeat(controls, hand_cube.SUBSTEPS, axis=1))
         return self._stepper.open_loop(start, held)
 
+    def penetration(self, states: ArrayLike) -> NDArray[np.float64]:
+        """How deep the deepest contact of each state (B, S) overlaps, (B,) in metres; 0 where nothing touches.
+
+        Of all contacts: fingers with the cube, and the hand with itself. MuJoCo's contacts are soft, so real states overlap
+        a little too. Raises `EbmtrajError` as `set_state`.
+        """
+        physics = hand_cube.physics_of(states)
+        return self._stepper.each(physics, _deepest)
+
     def close(self) -> None:
         """Stop the threads."""
         self._stepper.close()
+
+
+def _deepest(model: mujoco.MjModel, data: mujoco.MjData) -> float:
+    """Depth of the deepest contact in metres, where the positions of `data` have just been set."""
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_collision(model, data)
+    return max(0.0, -float(data.contact.dist.min())) if data.ncon else 0.0
 
 
 class _Stepper:
@@ -214,6 +231,22 @@ class _Stepper:
             return history[:, -1]
 
         return run
+
+    def each(
+        self, physics: NDArray[np.float64], measure: Callable[[mujoco.MjModel, mujoco.MjData], float]
+    ) -> NDArray[np.float64]:
+        """A number of each physics state (B, P), one after the other within a thread: (B,)."""
+        found = np.empty(len(physics))
+
+        def work(thread: int) -> None:
+            data = self._data[thread]
+            for i in range(thread, len(physics), len(self._data)):
+                mujoco.mj_setState(self.model, data, physics[i], hand_cube.PHYSICS_STATE)
+                found[i] = measure(self.model, data)
+
+        with ThreadPoolExecutor(len(self._data)) as pool:
+            list(pool.map(work, range(len(self._data))))  # raises what a thread raises
+        return found
 
     def close(self) -> None:
         self._rollout.close()

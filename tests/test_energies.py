@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import ebmtraj.energies
-from ebmtraj.energies.transition import Base, PairEnergy, ResidualEnergy, TiltedPairEnergy, TiltedTransition
+from ebmtraj.energies.transition import PairEnergy, ResidualEnergy, TiltedPairEnergy, TiltedTransition
+from ebmtraj.nets.base import Base
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, gradient_of, langevin
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching

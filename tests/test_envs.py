@@ -446,3 +446,38 @@ def test_policies_describe_themselves(name):
     assert options.pop("name") == name
     again = make_policy(name, fields, **options)
     np.testing.assert_array_equal(policy_actions(policy, [0], 5), policy_actions(again, [0], 5))
+
+
+# --- penetration -----------------------------------------------------------------------------------------------------------
+
+
+def test_penetration_is_that_of_mujocos_deepest_contact(batch):
+    states = batch.reset(generators(range(3)))
+    depth = batch.penetration(states)
+    data = mujoco.MjData(batch.model)
+    for state, found in zip(states, depth, strict=True):
+        data.qpos[:] = state
+        mujoco.mj_forward(batch.model, data)
+        deepest = min(contact.dist for contact in data.contact)
+        assert found == pytest.approx(-deepest, abs=1e-9)
+    assert (depth > 0).all()  # the cube lies on the palm,
+    assert (depth < 0.004).all()  # and soft contacts give way by a little
+    other = HandCubeBatch(threads=2)
+    np.testing.assert_array_equal(other.penetration(states), depth)
+    other.close()
+    np.testing.assert_array_equal(batch.states, states)  # nothing has moved
+
+
+def test_penetration_grows_with_the_overlap(batch):
+    state = batch.reset(generators([0]))[0]
+    z = 26
+    states = np.stack([state] * 4)
+    states[1, z] += 1.0  # far above the hand
+    states[2, z] -= 0.010
+    states[3, z] -= 0.015
+    rests, free, deep, deeper = batch.penetration(states)
+    assert free <= rests
+    assert deep == pytest.approx(rests + 0.010, abs=0.004)  # the palm is not quite level
+    assert deeper > deep + 0.003
+    with pytest.raises(EbmtrajError, match="NaN"):
+        batch.penetration(np.full((1, 31), np.nan))

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 from scipy.spatial.transform import Rotation
+from scipy.stats import norm, wasserstein_distance
+from sklearn.metrics import roc_auc_score
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.arrays import changes, standardise
-from ebmtraj.evaluation.evaluate import evaluate_rollouts
+from ebmtraj.evaluation.c2st import auc, c2st, c2st_rollouts, window_times, windows_at
+from ebmtraj.evaluation.evaluate import OneStep, evaluate_rollouts, one_step_times
 from ebmtraj.evaluation.frechet import (
     frechet_distance,
     frechet_floor,
@@ -24,14 +27,19 @@ from ebmtraj.evaluation.frechet import (
 )
 from ebmtraj.evaluation.registry import METRICS, measure
 from ebmtraj.evaluation.scores import (
+    calibrated_error,
+    coverage90,
     crps,
     diversity,
     energy_score,
+    least_coverage,
     limit_violation,
+    net_turning,
     quaternion_violation,
     rotation_error,
     turning,
 )
+from ebmtraj.evaluation.wasserstein import _directions, sliced_wasserstein
 from ebmtraj.fields import Field, total_size
 
 JOINT = Field("joint", 2, low=(-1.0, -2.0), high=(1.0, 2.0))
@@ -172,7 +180,192 @@ def test_hundred_steps_of_the_hand_take_less_than_a_second() -> None:
     assert min(seconds) < 1.0
 
 
+# --- Sliced Wasserstein distance ------------------------------------------------------------------------------------
+
+
+def test_sliced_wasserstein_agrees_with_scipy_along_every_direction() -> None:
+    generator = np.random.default_rng(20)
+    model, truth = generator.normal(size=(40, 3, 5)), generator.gamma(1.0, size=(40, 3, 5))
+    mean, std = np.arange(5.0), np.linspace(0.5, 2.0, 5)
+    expected = [
+        np.mean([wasserstein_distance((x - mean) / std @ v, (y - mean) / std @ v) for v in _directions(5)])
+        for x, y in zip(np.moveaxis(model, 1, 0), np.moveaxis(truth, 1, 0), strict=True)
+    ]
+    np.testing.assert_allclose(sliced_wasserstein(model, truth, mean, std), expected, rtol=1e-10)
+    np.testing.assert_allclose(np.linalg.norm(_directions(5), axis=1), 1.0)
+    with pytest.raises(EbmtrajError, match="as many of each"):
+        sliced_wasserstein(model[:9], truth, mean, std)
+
+
+def test_sliced_wasserstein_closed_forms() -> None:
+    x = np.random.default_rng(21).normal(size=(200, 1, 31))
+    zero, one = np.zeros(31), np.ones(31)
+    shift = np.zeros(31)
+    shift[4] = 3.0
+    # A shift v costs the mean of |v . direction|: on the sphere in d dimensions about |v| sqrt(2 / (pi d)).
+    assert sliced_wasserstein(x + shift, x, zero, one) == pytest.approx(3 * math.sqrt(2 / (math.pi * 31)), rel=0.1)
+    one_dimension = sliced_wasserstein(x[..., :1] - 2.5, x[..., :1], zero[:1], one[:1])
+    assert one_dimension == pytest.approx([2.5])
+    # Two clouds of one mean and covariance, which the Frechet distance takes for the same.
+    gaussian, signs = x[:, :, :1] / x[:, :, :1].std(), np.where(np.arange(200) < 100, 1.0, -1.0)[:, None, None]
+    gaussian = gaussian - gaussian.mean()
+    assert frechet_over_time(gaussian, signs, zero[:1], one[:1]) == pytest.approx([0.0], abs=1e-3)
+    assert sliced_wasserstein(gaussian, signs, zero[:1], one[:1])[0] > 0.3
+
+
+# --- Classifier two-sample test -------------------------------------------------------------------------------------
+
+PLAIN = (Field("x", 3),)
+
+
+def test_auc_agrees_with_scikit_learn() -> None:
+    generator = np.random.default_rng(22)
+    real = generator.random(300) < 0.4
+    for scores in (generator.normal(size=300) + real, generator.integers(0, 4, 300).astype(float), np.zeros(300)):
+        assert auc(scores, real) == pytest.approx(roc_auc_score(real, scores))
+
+
+def test_c2st_finds_the_auc_of_the_best_classifier() -> None:
+    generator = np.random.default_rng(23)
+
+    def windows(shift: float) -> np.ndarray:
+        start = generator.normal(size=(100, 20, 1, 3))
+        return np.concatenate([start, start + generator.normal(size=start.shape) + [shift, 0, 0]], axis=2)
+
+    truth = windows(0.0)
+    assert c2st(windows(0.0), truth, PLAIN).mean() == pytest.approx(0.5, abs=0.03)
+    # Changes N(0, 1) and N(d, 1) are best told apart with an AUC of Phi(d / sqrt 2); a learner comes close, not beyond.
+    for shift in (0.7, 2.0):
+        best = norm.cdf(shift / math.sqrt(2))
+        assert best - 0.05 < c2st(windows(shift), truth, PLAIN).mean() < best + 0.02
+
+
+def test_c2st_of_rollouts() -> None:
+    generator = np.random.default_rng(24)
+    truth, alike = rollouts(generator, 30, steps=20), rollouts(generator, 30, steps=20)
+    frozen = np.repeat(truth[:, :1], 21, axis=1)
+    null = c2st_rollouts(alike, truth, FIELDS)
+    assert null.shape == (3,)
+    assert null.mean() == pytest.approx(0.5, abs=0.06)
+    assert c2st_rollouts(frozen, truth, FIELDS).mean() > 0.95  # a value between two others: trees need data to cut it out
+    np.testing.assert_array_equal(null, c2st_rollouts(alike, truth, FIELDS))
+    assert not np.array_equal(null, c2st_rollouts(alike, truth, FIELDS, seed=1))
+    # What is no motion gives nothing away: the sign and length of a quaternion, and rounding.
+    other = alike.copy()
+    other[::2, :, 3:] *= -1
+    other[..., 3:] *= 1 + 1e-6
+    other += 1e-9
+    np.testing.assert_allclose(c2st_rollouts(other, truth, FIELDS), null, atol=0.02)
+
+
+def test_three_states_show_what_two_hide() -> None:
+    generator = np.random.default_rng(25)
+    moves = generator.normal(size=(60, 1, 3)).repeat(12, axis=1)  # the truth keeps its speed, the model draws it anew
+    truth = np.cumsum(moves, axis=1) - moves * generator.integers(0, 40, (60, 1, 1))
+    model = truth[:, :1] + np.cumsum(generator.normal(size=(60, 12, 3)), axis=1)
+    model += 6 * generator.normal(size=(60, 1, 3))
+    kept = c2st_rollouts(model, truth, PLAIN, states=3).mean()
+    assert kept > c2st_rollouts(model, truth, PLAIN, states=2).mean() + 0.1
+    assert kept > 0.85
+
+
+def test_c2st_holds_out_whole_trajectories() -> None:
+    generator = np.random.default_rng(26)
+    # All windows of a trajectory lie close together: who has seen one of them knows the others.
+    model, truth = (generator.normal(size=(30, 1, 1, 3)) + 1e-2 * generator.normal(size=(30, 20, 2, 3)) for _ in range(2))
+    assert c2st(model, truth, PLAIN).mean() == pytest.approx(0.5, abs=0.15)
+
+
+def test_c2st_given_the_action() -> None:
+    generator = np.random.default_rng(27)
+    start, action = generator.normal(size=(2, 60, 20, 3))
+    truth = np.stack([start, start + action], axis=2)
+    model = np.stack([start, start + generator.normal(size=start.shape)], axis=2)  # moves as much, but not as it is told
+    assert c2st(model, truth, PLAIN).mean() == pytest.approx(0.5, abs=0.04)
+    assert c2st(model, truth, PLAIN, model_given=action, truth_given=action).mean() > 0.75
+
+
+def test_window_times() -> None:
+    times = window_times(50, 8, 3, 4, seed=1)
+    assert times.shape == (50, 4)
+    assert set(times.ravel()) == set(range(6))
+    assert all(len(set(row)) == 4 for row in times)
+    assert window_times(2, 4, 3, 20).shape == (2, 2)
+    states = np.arange(10).reshape(2, 5, 1)
+    np.testing.assert_array_equal(windows_at(states, np.array([[0, 2], [3, 1]]), 2)[1, 0, :, 0], [8, 9])
+    with pytest.raises(EbmtrajError, match="no window of 3"):
+        window_times(2, 2, 3, 20)
+    with pytest.raises(EbmtrajError, match="too few for 3 folds"):
+        c2st(np.zeros((2, 4, 2, 3)), np.zeros((2, 4, 2, 3)), PLAIN)
+    with pytest.raises(EbmtrajError, match="as many"):
+        c2st(np.zeros((5, 4, 2, 3)), np.zeros((6, 4, 2, 3)), PLAIN)
+
+
 # --- Scores -------------------------------------------------------------------------------------------------------
+
+
+def drifts(generator: np.random.Generator, starts: int, count: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (N, m, 3, 3) and truths (N, 3, 3) that move from a common start by noise of another scale at each start."""
+    scale = generator.gamma(2.0, size=(starts, 1, 1, 1)) * [0, 1, 5] * np.ones((3, 1))
+    moves = np.moveaxis(scale, 3, 2) * generator.standard_t(3, size=(starts, count + 1, 3, 3))
+    states = generator.normal(size=(starts, 1, 1, 3)) + moves * np.r_[1.0, [spread] * count][:, None, None]
+    return states[:, 1:], states[:, 0]
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 19, 27])
+def test_coverage_of_a_calibrated_model_is_90_percent_for_any_number_of_samples(count: int) -> None:
+    generator = np.random.default_rng(count)
+    samples, truth = drifts(generator, 4000, count)
+    values = coverage90(samples, truth, PLAIN)
+    assert values is not None
+    assert values.shape == (3, 3)
+    np.testing.assert_allclose(values, 0.9, atol=0.025)
+    assert values[1:].mean() == pytest.approx(0.9, abs=0.008)
+    assert np.abs(values[1:] - 0.9).mean() < 3 * calibrated_error(count, 4000)
+    # Too narrow and too wide lie on either side; without any spread nothing is lower.
+    narrow, _ = drifts(generator, 4000, count, 0.5)
+    narrow, wide = (truth[:, None, :1] + each - each[:, :, :1] for each in (0.5 * samples, 3 * samples))
+    low, high = coverage90(narrow, truth, PLAIN), coverage90(wide, truth, PLAIN)
+    point = coverage90(np.repeat(truth[:, None, :1] + [[0], [1e3], [1e3]], count, axis=1), truth, PLAIN)
+    assert low is not None
+    assert high is not None
+    assert point is not None
+    assert low[1:].mean() < 0.9 - 0.15 * (0.9 - least_coverage(count)) < 0.9 < high[1:].mean()
+    np.testing.assert_allclose(point[1:], least_coverage(count), atol=1e-3)
+
+
+def test_coverage_is_the_share_between_the_ends_of_19_samples() -> None:
+    generator = np.random.default_rng(28)
+    samples, truth = drifts(generator, 300, 19)
+    inside = (truth >= samples.min(axis=1)) & (truth <= samples.max(axis=1))
+    values = coverage90(samples, truth, PLAIN)
+    assert values is not None
+    np.testing.assert_allclose(values[1:], inside[:, 1:].mean(axis=0))
+    assert values[0] == pytest.approx(0.9)  # at the start all are equal, and any order of them is as likely
+    assert least_coverage(19) == pytest.approx(0.0, abs=1e-12)
+    assert least_coverage(4) == pytest.approx(0.75)
+    assert coverage90(samples[:, :1], truth, PLAIN) is None
+
+
+def test_coverage_of_orientations_does_not_hang_on_signs() -> None:
+    generator = np.random.default_rng(29)
+    truth = rollouts(generator, 40)
+    samples = np.stack([truth] * 5, axis=1)
+    samples[:, :, 1:, 3:] *= -1
+    samples[..., 2] += 2 * math.pi  # the bearing
+    values = coverage90(samples, truth, FIELDS)
+    assert values is not None
+    assert values.shape == (7, 6)
+    np.testing.assert_allclose(values, 0.9)
+
+
+def test_net_turning_leaves_jitter_out() -> None:
+    angles = 0.5 * np.arange(41)  # three turns and more
+    spin = np.zeros((2, 41, S))
+    spin[0, :, 3:] = quaternions(Rotation.from_rotvec(angles[:, None] * np.array([0.6, 0.0, 0.8])), (41,))
+    spin[1, :, 3:] = quaternions(Rotation.from_rotvec(0.4 * (np.arange(41) % 2)[:, None] * np.array([1.0, 0, 0])), (41,))
+    np.testing.assert_allclose(net_turning(spin, slice(3, 7)), [20.0, 0.0], atol=1e-9)
+    np.testing.assert_allclose(turning(spin, slice(3, 7)).sum(-1), [20.0, 16.0])
 
 
 def test_crps_of_a_gaussian_is_its_closed_form() -> None:
@@ -325,6 +518,103 @@ def test_evaluate_rollouts_is_strict_json_of_plain_numbers(arrays: dict[str, np.
     assert result["turning"]["model"] == pytest.approx(turning(samples, slice(3, 7)).sum(-1).mean())
     assert result["turning"]["truth"] == pytest.approx(turning(truth, slice(3, 7)).sum(-1).mean())
     assert len(result["floor_over_time"]) == len(result["energy_score_over_time"]) == 7
+
+
+def test_evaluate_rollouts_tells_model_from_truth(arrays: dict[str, np.ndarray]) -> None:
+    arrays["samples"] = arrays["truth"][:, None] + [[[[0]], [[0.1]], [[-0.1]]]] * np.ones(S)
+    arrays["samples"][..., 3:] = arrays["truth"][:, None, :, 3:]
+    result = evaluate_rollouts(fields=FIELDS, **arrays)  # type: ignore[arg-type]
+    truth, other = arrays["truth"], arrays["other_truth"]
+    assert result["c2st_rollout_folds"] == c2st_rollouts(arrays["samples"][:, 0], truth, FIELDS).tolist()
+    assert result["c2st_null"] == pytest.approx(c2st_rollouts(other, truth, FIELDS).mean())
+    expected = sliced_wasserstein(truth, other, arrays["mean"], arrays["std"])[1:].mean()
+    assert result["floor_sliced"] == pytest.approx(expected)
+    assert result["sliced_wasserstein"] == 0.0
+    assert (result["rotation_ratio"], result["net_rotation_ratio"]) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert len(result["coverage90_by_dimension"]) == 6
+    covered = coverage90(arrays["samples"], truth, FIELDS)
+    assert covered is not None
+    assert result["coverage90_error"] == pytest.approx(np.abs(covered[1:] - 0.9).mean())
+    assert result["coverage90_least"] == pytest.approx(0.8)
+    assert result["simulator"] is result["penetration"] is None
+    arrays["samples"] = rollouts(np.random.default_rng(32), 20, 5)
+    covered = coverage90(arrays["samples"], truth, FIELDS)
+    assert covered is not None
+    error = evaluate_rollouts(fields=FIELDS, **arrays)["coverage90_error"]  # type: ignore[arg-type]
+    assert error == pytest.approx(np.abs(covered[1:] - 0.9).mean())
+    assert (
+        error > abs(covered[1:].mean() - 0.9) + 0.01
+    )  # what is too wide here does not make up for what is too narrow there
+    frozen = np.repeat(truth[:, None, :1], 7, axis=2)
+    result = evaluate_rollouts(fields=FIELDS, **(arrays | {"samples": frozen}))  # type: ignore[arg-type]
+    assert (result["rotation_ratio"], result["net_rotation_ratio"]) == pytest.approx((0, 0), abs=1e-9)
+    assert result["c2st_rollout"] > 0.95
+
+
+def test_evaluate_rollouts_judges_single_steps(arrays: dict[str, np.ndarray]) -> None:
+    generator = np.random.default_rng(30)
+    truth, times = arrays["truth"], one_step_times(20, 6)
+    assert times.shape == (20, 6)
+    row = np.arange(20)[:, None]
+
+    def judge(following: np.ndarray, futures: np.ndarray | None = None, **given: np.ndarray) -> dict:
+        one = OneStep(times, following, futures, **given)
+        result = evaluate_rollouts(fields=FIELDS, one_step=one, **arrays)  # type: ignore[arg-type]
+        json.dumps(result, allow_nan=False)
+        return result
+
+    # The same law as the fixture's: noise of 0.2 on what is plain; turned by none, as it is not looked at here.
+    futures = np.repeat(truth[row, times + 1][:, None], 19, axis=1)[:, :, :3]
+    state = truth[row, times][:, None, :3]
+    futures[..., :3] = state[..., :3] + 0.2 * generator.normal(size=(20, 19, 3, 3))
+    sound = judge(truth[row, times + 1], futures)
+    assert sound["c2st_one_step"] == pytest.approx(0.5, abs=0.05)
+    assert sound["c2st_one_step_null"] == pytest.approx(sound["c2st_null"])  # pairs of states, at the same times
+    assert np.mean(sound["coverage90_one_step_by_dimension"][:3]) == pytest.approx(0.9, abs=0.06)
+    stays = judge(truth[row, times])
+    assert stays["c2st_one_step"] > 0.95
+    assert stays["coverage90_one_step"] is stays["coverage90_one_step_error"] is None
+    told = judge(truth[row, times + 1], given=np.zeros((20, 6, 2)))
+    assert told["c2st_one_step_null"] is None  # without the other truth's actions it would be another test
+    told = judge(truth[row, times + 1], given=np.zeros((20, 6, 2)), other_given=np.ones((20, 6, 2)))
+    assert told["c2st_one_step_null"] > 0.99
+    with pytest.raises(EbmtrajError, match="one_step_times"):
+        judge(truth[row, times + 1][:, :3])
+    with pytest.raises(EbmtrajError, match="diverged"):
+        judge(np.full((20, 6, S), np.nan))
+
+
+def test_evaluate_rollouts_beside_the_simulator(arrays: dict[str, np.ndarray]) -> None:
+    truth, samples = arrays["truth"], arrays["samples"]
+    generator = np.random.default_rng(31)
+    futures = truth[:8, None].repeat(4, axis=1)
+    futures[:, :, 1:, :3] += generator.normal(size=(8, 4, 6, 3))
+    arrays["samples"] = futures[:, :2].repeat(3, axis=0)[:20]  # of no matter which start; as many as there are truths
+    result = evaluate_rollouts(fields=FIELDS, simulator=futures, **arrays)["simulator"]  # type: ignore[arg-type]
+    scores = energy_score(futures, truth[:8], arrays["mean"], arrays["std"])
+    assert scores is not None
+    assert (result["starts"], result["samples"]) == (8, 4)
+    assert result["energy_score"] == pytest.approx(scores[1:].mean())
+    assert result["diversity_ratio"] == pytest.approx(result["diversity_model"] / result["diversity"])
+    model = diversity(arrays["samples"][:8], arrays["mean"], arrays["std"])
+    assert model is not None
+    assert result["diversity_model"] == pytest.approx(model[1:].mean())
+    for wrong, message in (
+        (futures[:, :, 1:], "match the truth's"),
+        (futures[::-1], "start where"),
+        (samples, "start where"),
+    ):
+        with pytest.raises(EbmtrajError, match=message):
+            evaluate_rollouts(fields=FIELDS, simulator=wrong, **arrays)  # type: ignore[arg-type]
+
+
+def test_evaluate_rollouts_measures_penetration_behind_the_start(arrays: dict[str, np.ndarray]) -> None:
+    arrays["samples"] = 2 * arrays["truth"][:, None]
+    depth = lambda states: np.abs(states[:, 0])  # noqa: E731
+    result = evaluate_rollouts(fields=FIELDS, penetration=depth, **arrays)["penetration"]  # type: ignore[arg-type]
+    assert result["truth"]["mean"] == pytest.approx(np.abs(arrays["truth"][:, 1:, 0]).mean())
+    assert result["truth"]["p95"] == pytest.approx(np.quantile(np.abs(arrays["truth"][:, 1:, 0]), 0.95))
+    assert (result["ratio_mean"], result["ratio_p95"]) == (pytest.approx(2.0), pytest.approx(2.0))
 
 
 def test_without_other_truth_the_floor_is_between_halves(arrays: dict[str, np.ndarray]) -> None:

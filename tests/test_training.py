@@ -322,7 +322,7 @@ def test_a_budget_in_seconds_becomes_steps(hand_store: Path, tmp_path: Path) -> 
 
 def planted(monkeypatch: pytest.MonkeyPatch, at: set[int], value: float = math.nan) -> list[int]:
     """Make the Gaussian baseline's loss `value` at these calls of it in training; returns the count of calls."""
-    from ebmtraj.trajectories.baselines import GaussianModel
+    from ebmtraj.trajectories.baselines.gaussian import GaussianModel
 
     honest, calls = GaussianModel._loss, [0]
 

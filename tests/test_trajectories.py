@@ -122,6 +122,12 @@ def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
         ("dsm", ["network.whiten=true", "network.sampler.steps=1", "network.sampler.ladder.predictor=euler"]),
         ("fc", ["network.space=delta", "network.matrices=true", "network.spectral=false"]),
         ("gaussian", ["network.whiten=true", "network.beta=1.0"]),
+        ("ensemble", ["network.members=2", "network.bootstrap=false", "network.beta=0.0", "network.whiten=true"]),
+        ("mdn", ["network.components=1", "network.low=-2.0", "network.high=1.0", "network.whiten=true"]),
+        ("edm", ["network.whiten=true", "network.ladder.predictor=euler", "network.ladder.levels=3"]),
+        ("flow", ["network.whiten=true", "network.time.law=uniform", "network.solver=heun", "network.steps=3"]),
+        ("flow", ["network.solver=euler", "network.depth=1"]),
+        ("field", ["network.whiten=true", "network.sampler.steps=1", "network.sampler.ladder.predictor=none"]),
     ],
 )
 def test_other_settings(

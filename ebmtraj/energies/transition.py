@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebmtraj.nets.mlp import MLP, GaussianMLP, LevelFeatures, silu_with_slope
+from ebmtraj.nets.base import TiltedBase
+from ebmtraj.nets.mlp import MLP, LevelFeatures, silu_with_slope
 
 
 class PairEnergy(nn.Module):
@@ -148,61 +149,23 @@ class ResidualEnergy(nn.Module):
         return r * torch.rsqrt(1 + level**2).unsqueeze(-1), level
 
 
-class Base(NamedTuple):
-    """A diagonal Gaussian over normalised increments: mean and log standard deviation, both `(B, D)`."""
-
-    mean: Tensor
-    log_std: Tensor
-
-
-class TiltedTransition(nn.Module):
+class TiltedTransition(TiltedBase):
     """An explicit Gaussian base over the normalised increment z, tilted by an energy of its residual.
 
     p(z | c) is proportional to N(z; mu(c), sigma(c)) tilted by the `ResidualEnergy` of r = (z - mu) / sigma, which also
-    sees mu and log sigma. The base's spread is made mild (half-way to its mean) and calibrated to unit residuals before the
-    energy is trained, so the energy meets residuals of one scale everywhere.
+    sees mu and log sigma.
     """
-
-    spread_mean: Tensor
-    spread_shift: Tensor
 
     def __init__(
         self, event: int, context: int, *, width: int = 128, depth: int = 3, mildness: float = 0.5, bound: float = 8.0
     ) -> None:
-        super().__init__()
-        self.base_net = GaussianMLP(context, event, width=width, depth=depth)
+        super().__init__(event, context, width=width, depth=depth, mildness=mildness, bound=bound)
         self.energy = ResidualEnergy(event, context + 2 * event, width=width, depth=depth)
-        self.mildness, self.bound = mildness, bound
-        self.register_buffer("spread_mean", torch.zeros(event))
-        self.register_buffer("spread_shift", torch.zeros(event))
 
-    def base(self, context: Tensor) -> Base:
-        """The mild, calibrated base at this context, `(B, C)`."""
-        mean, log_std = self.base_net(context)
-        mild = self.spread_mean + self.mildness * (log_std - self.spread_mean)
-        return Base(mean, mild + self.spread_shift)
-
-    @torch.no_grad()
-    def calibrate(self, z: Tensor, context: Tensor) -> None:
-        """Set the mild spread's mean and the constant per dimension that gives residuals unit spread; freezes the base."""
-        self.spread_mean.copy_(self.base_net(context)[1].mean(0))
-        self.spread_shift.zero_()
-        mean, log_std = self.base(context)
-        r = (z - mean) * torch.exp(-log_std)
-        self.spread_shift.copy_(r.clamp(-self.bound, self.bound).square().mean(0).sqrt().clamp_min(1e-3).log())
-        self.base_net.requires_grad_(False)
-
-    def residual(self, z: Tensor, base: Base) -> Tensor:
-        """r = (z - mu) / sigma, clamped, `(B, D)`."""
-        return ((z - base.mean) * torch.exp(-base.log_std)).clamp(-self.bound, self.bound)
-
-    def increment(self, r: Tensor, base: Base) -> Tensor:
-        """The inverse of `residual` within the clamp."""
-        return base.mean + r * torch.exp(base.log_std)
-
-    def prepare(self, context: Tensor, base: Base) -> ResidualContext:
-        """What the residual energy is given: the context and the base itself."""
-        return self.energy.prepare(torch.cat((context, base.mean, base.log_std), dim=-1))
+    @property
+    def tilt(self) -> ResidualEnergy:
+        """The residual's energy."""
+        return self.energy
 
     def forward(self, z: Tensor, context: Tensor, level: Tensor) -> Tensor:
         """Energy of normalised increments `(B, D)` at a noise level, up to a constant of each context.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ebmtraj.evaluation.arrays import Array, FloatArray
 from ebmtraj.evaluation.frechet import frechet_of_changes, frechet_over_time
 from ebmtraj.evaluation.scores import (
+    coverage90,
     crps,
     diversity,
     energy_score,
@@ -21,13 +22,16 @@ from ebmtraj.evaluation.scores import (
     quaternion_violation,
     rotation_error,
 )
+from ebmtraj.evaluation.wasserstein import sliced_wasserstein
 from ebmtraj.fields import Field
 
 METRICS: Mapping[str, Callable[..., FloatArray | None]] = {
     "frechet": frechet_over_time,
     "frechet_changes": frechet_of_changes,
+    "sliced_wasserstein": sliced_wasserstein,
     "energy_score": energy_score,
     "crps": crps,
+    "coverage90": coverage90,
     "diversity": diversity,
     "rotation_error": rotation_error,
     "quaternion_violation": quaternion_violation,

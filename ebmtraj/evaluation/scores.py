@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
+from ebmtraj.datasets.coordinates import Increments
 from ebmtraj.evaluation.arrays import (
     Array,
     FloatArray,
@@ -15,6 +18,8 @@ from ebmtraj.evaluation.arrays import (
     unit_quaternions,
 )
 from ebmtraj.fields import Field, slices
+
+LEVEL = 0.9  # of the central intervals that `coverage90` looks at
 
 
 def energy_score(samples: Array, truth: Array, mean: Array, std: Array) -> FloatArray | None:
@@ -66,6 +71,62 @@ def crps(samples: Array, truth: Array, mean: Array, std: Array) -> FloatArray | 
     return distance - np.einsum("k,nkts->ts", weights, x) / len(x) / 2
 
 
+def coverage90(samples: Array, truth: Array, fields: Sequence[Field]) -> FloatArray | None:
+    """Share of true values within the central 90 % interval of the sampled ones: 0.9 for a calibrated model, for any m.
+
+    samples (N, m, T+1, S), truth (N, T+1, S) -> (T+1, D), averaged over starts; None for m = 1. The values are the changes
+    since the start as `Increments` has them: whatever is done alike to samples and truth leaves a calibrated model
+    calibrated. The truth's rank among m samples is then uniform on 0..m, so the share of ranks k..m-k is known exactly,
+    and two neighbouring k are weighted to give 0.9; of tied values each order counts alike. With fewer than 19 samples,
+    truths outside all samples count in part: see `least_coverage`.
+    Rank histograms: Hamill 2001, "Interpretation of rank histograms for verifying ensemble forecasts".
+    """
+    count = samples.shape[1]
+    if count < 2:
+        return None
+    increments = Increments(fields)
+    start = torch.from_numpy(np.array(truth[:, :1], np.float64))
+
+    def moved(states: Array) -> FloatArray:
+        return increments.between(start, torch.from_numpy(np.array(states, np.float64))).numpy()
+
+    target = moved(truth)
+    # What never moves differs by rounding alone.
+    tie = 1e-6 * np.maximum(np.abs(target).max(axis=(0, 1)), 1e-6)
+    below, equal = np.zeros(target.shape), np.zeros(target.shape)
+    for i in range(count):  # one sample at a time: a tenth of the memory
+        ahead = target - moved(samples[:, i])
+        below += ahead > tie
+        equal += np.abs(ahead) <= tie
+    return _inside(below, equal, count).mean(axis=0)
+
+
+def least_coverage(count: int) -> float:
+    """`coverage90` of a model without spread that is never right, from this many samples: 0 from 19 samples on."""
+    return max(0.0, 1.0 - (1.0 - LEVEL) / 2 * (count + 1))
+
+
+def calibrated_error(count: int, starts: int) -> float:
+    """What a calibrated model has as mean |coverage90 - 0.9| over many times and dimensions, about.
+
+    From this many samples and starts: a binomial's mean absolute deviation, as if normal.
+    """
+    values = _inside(np.arange(count + 1.0), np.zeros(count + 1), count)
+    return math.sqrt(2 / math.pi * float(values.var()) / starts)
+
+
+def _inside(below: FloatArray, equal: FloatArray, count: int) -> FloatArray:
+    """Whether the truth lies in the central interval, in [0, 1], given how many of `count` samples lie below, and level."""
+    exact = (1.0 - LEVEL) / 2 * (count + 1)  # ranks to be left out at either end
+    k = math.floor(exact + 1e-9)
+
+    def share(left_out: int) -> FloatArray:
+        first, last = np.maximum(below, left_out), np.minimum(below + equal, count - left_out)
+        return np.maximum(last - first + 1, 0) / (equal + 1)
+
+    return (k + 1 - exact) * share(k) + (exact - k) * share(k + 1)
+
+
 def turning(states: Array, quaternion: slice) -> FloatArray:
     """Angle by which the object turned in each step, the geodesic distance of successive orientations.
 
@@ -74,6 +135,16 @@ def turning(states: Array, quaternion: slice) -> FloatArray:
     """
     q = unit_quaternions(states, quaternion)
     return np.linalg.norm(rotation_between(q[..., :-1, :], q[..., 1:, :]), axis=-1)
+
+
+def net_turning(states: Array, quaternion: slice) -> FloatArray:
+    """Length of the sum of all per-step rotation vectors: turning that a jitter does not add to.
+
+    states (..., T+1, S) -> (...), rad, world frame; n turns about one axis give 2 pi n. Solà 2017, "Quaternion kinematics
+    for the error-state Kalman filter", section 4.
+    """
+    q = unit_quaternions(states, quaternion)
+    return np.linalg.norm(rotation_between(q[..., :-1, :], q[..., 1:, :]).sum(axis=-2), axis=-1)
 
 
 def rotation_error(samples: Array, truth: Array, fields: Sequence[Field]) -> FloatArray | None:

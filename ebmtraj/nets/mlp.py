@@ -60,6 +60,28 @@ def silu_with_slope(x: Tensor) -> tuple[Tensor, Tensor]:
     return value, gate + value * (1 - gate)
 
 
+class TimeFeatures(nn.Module):
+    """Sines and cosines of a time in [0, 1], `(...,) -> (..., 2 * count)`; periods from 4 down to about 1/3."""
+
+    frequencies: Tensor
+
+    def __init__(self, count: int = 8) -> None:
+        super().__init__()
+        self.size = 2 * count
+        self.register_buffer("frequencies", torch.pi * 2.0 ** (torch.arange(count) / 2 - 1))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Features of times."""
+        phase = time.unsqueeze(-1) * self.frequencies
+        return torch.cat((phase.sin(), phase.cos()), dim=-1)
+
+
+def softly_bounded(raw: Tensor, low: float, high: float) -> Tensor:
+    """`raw` brought between `low` and `high` by softplus, which keeps the gradient alive beyond them."""
+    below = high - F.softplus(high - raw)
+    return low + F.softplus(below - low)
+
+
 class GaussianMLP(nn.Module):
     """Mean and log standard deviation of a diagonal Gaussian, `(B, inputs) -> (B, outputs), (B, outputs)`."""
 
@@ -81,6 +103,4 @@ class GaussianMLP(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation."""
         mean, raw = self.net(inputs).chunk(2, dim=-1)
-        # smooth bounds keep the gradient alive beyond them
-        log_std = self.high - F.softplus(self.high - raw)
-        return mean, self.low + F.softplus(log_std - self.low)
+        return mean, softly_bounded(raw, self.low, self.high)

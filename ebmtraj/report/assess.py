@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from ebmtraj.collect import resimulate
 from ebmtraj.config import read_toml
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Trajectories, trajectories
 from ebmtraj.device import generator
+from ebmtraj.envs.registry import FAST_PATHS
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.evaluation.evaluate import evaluate_rollouts
+from ebmtraj.evaluation.evaluate import OneStep, evaluate_rollouts, one_step_times
 from ebmtraj.fields import total_size
 from ebmtraj.runs import Run, versions
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import load_model
 from ebmtraj.trajectories.rollout import sample_futures
+
+SPREAD_TIMES, SPREAD_SAMPLES = 5, 19  # of each episode, and next states of each: the fewest whose 90 % interval is exact
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,14 @@ def assess(
     split: str = "test",
     seed: int = 0,
     device: torch.device | str = "cpu",
+    simulator: np.ndarray | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Assessment:
     """Roll a run out from held-out starts and measure it.
 
-    The floor compares the same number of other true episodes (from the train split) with the truth. Raises `EbmtrajError`
-    where the run or store is not fit, or the model's rollouts are not finite.
+    The floor compares the same number of other true episodes (from the train split) with the truth. `simulator` are other
+    true futures of the first starts, from `simulator_futures`; a model that is given the recorded actions is not compared
+    with them. Raises `EbmtrajError` where the run or store is not fit, or the model's rollouts are not finite.
     """
     model, header = load_run(path, store, device)
     truth = trajectories(store, split, steps, limit=starts, device=device)
@@ -85,6 +91,7 @@ def assess(
         on_step=on_step,
     ).numpy()
     seconds = time.perf_counter() - began
+    one_step = _one_step(model, truth, other, seed, device)
     true_states = truth.states.cpu().numpy()
     mean, scale = model.normaliser.state_mean.cpu().numpy(), model.normaliser.state_scale.cpu().numpy()
     results = {
@@ -101,16 +108,69 @@ def assess(
         "split": split,
         "seed": seed,
         "left_out_shorter_episodes": truth.shorter,
-        **evaluate_rollouts(futures, true_states, other, store.state_fields, mean, scale),
+        **evaluate_rollouts(
+            futures,
+            true_states,
+            None if other is None else other.states.cpu().numpy(),
+            store.state_fields,
+            mean,
+            scale,
+            one_step=one_step,
+            simulator=None if model.actions else simulator,
+            penetration=_penetration(store),
+            seed=seed,
+        ),
     }
     return Assessment(results, futures, true_states)
 
 
-def _other_truth(store: Store, split: str, truth: Trajectories, steps: int) -> np.ndarray | None:
+def simulator_futures(
+    store: Store, *, steps: int = 100, samples: int = 8, starts: int = 100, split: str = "test", workers: int = 0
+) -> np.ndarray:
+    """Other true futures (starts, samples, T+1, S) of the first starts that `assess` rolls out from; raises as `resimulate`.
+
+    A core simulates about 14 futures of the hand of 100 steps a second; compute them once for all runs.
+    """
+    episodes = trajectories(store, split, steps, limit=starts).episodes
+    return resimulate(store, episodes, samples, steps=steps, workers=workers)
+
+
+def _one_step(
+    model: TransitionModel, truth: Trajectories, other: Trajectories | None, seed: int, device: torch.device | str
+) -> OneStep:
+    """Next states that the model samples from true states."""
+    starts, steps = truth.states.shape[0], truth.states.shape[1] - 1
+    times = one_step_times(starts, steps, seed)
+    rows = np.arange(starts)[:, None]
+    noise = generator(seed + 1, device)
+
+    def sampled(at: np.ndarray, samples: int) -> np.ndarray:
+        state = truth.states[rows, at].flatten(0, 1)
+        action = truth.actions[rows, at].flatten(0, 1)[:, None] if model.actions else None
+        futures = sample_futures(model, state, 1, samples, actions=action, generator=noise)[:, :, 1]
+        return futures.view(*at.shape, samples, -1).numpy()  # (N, W, m, S)
+
+    given = truth.actions[rows, times].cpu().numpy() if model.actions else None
+    other_given = other.actions[rows, times].cpu().numpy() if model.actions and other is not None else None
+    spread = np.moveaxis(sampled(times[:, :SPREAD_TIMES], SPREAD_SAMPLES), 2, 1)
+    return OneStep(times, sampled(times, 1)[:, :, 0], spread, given, other_given)
+
+
+def _penetration(store: Store) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How deep the contacts of states overlap, where the environment can tell."""
+    batch = FAST_PATHS.get(store.attributes.get("env") or "")
+    if batch is None:
+        return None
+    env = batch(1)  # 60,000 states a second
+    known = [(field.name, field.size) for field in env.state_fields] == [(f.name, f.size) for f in store.state_fields]
+    return env.penetration if known else None
+
+
+def _other_truth(store: Store, split: str, truth: Trajectories, steps: int) -> Trajectories | None:
     """As many true episodes of another split, or None where there are too few of them."""
     elsewhere = "train" if split != "train" else "test"
     try:
-        other = trajectories(store, elsewhere, steps, limit=len(truth.states)).states.cpu().numpy()
+        other = trajectories(store, elsewhere, steps, limit=len(truth.states))
     except EbmtrajError:
         return None
-    return other if len(other) == len(truth.states) else None
+    return other if len(other.states) == len(truth.states) else None

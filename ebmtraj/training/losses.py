@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ebmtraj.energies.transition import ResidualContext, ResidualEnergy
+from ebmtraj.errors import EbmtrajError
 
 Logs = dict[str, Tensor]
+
+
+class Tilt(Protocol):
+    """What denoising score matching can train: a noise-conditional energy, or a free field in place of its gradient."""
+
+    def tilt_gradient(self, u: Tensor, context: Any, level: Tensor) -> Tensor:
+        """The gradient of e in u, see `ResidualEnergy`, `(B, D)`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,14 +29,38 @@ class NoiseConfig:
     mean: float = -0.8
     std: float = 1.2
 
+    def __post_init__(self) -> None:
+        if self.std < 0:
+            raise EbmtrajError(f"noise: std = {self.std}; it needs std >= 0")
+
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
         """Levels `(size,)`."""
         normal = torch.empty(size, device=generator.device).normal_(generator=generator)
         return torch.exp(self.mean + self.std * normal)
 
 
+@dataclass(frozen=True)
+class TimeConfig:
+    """Times in [0, 1] for flow matching."""
+
+    law: Literal["logit-normal", "uniform"] = "logit-normal"  # as Esser et al. 2024
+    mean: float = 0.0  # of logit t; above 0 is nearer the data
+    std: float = 1.0  # of logit t
+
+    def __post_init__(self) -> None:
+        if self.std < 0:
+            raise EbmtrajError(f"time: std = {self.std}; it needs std >= 0")
+
+    def draw(self, size: int, generator: torch.Generator) -> Tensor:
+        """Times `(size,)`."""
+        values = torch.empty(size, device=generator.device)
+        if self.law == "uniform":
+            return values.uniform_(generator=generator)
+        return torch.sigmoid(self.mean + self.std * values.normal_(generator=generator))
+
+
 def denoising_score_matching(
-    energy: ResidualEnergy, r: Tensor, context: ResidualContext, noise: NoiseConfig, generator: torch.Generator
+    energy: Tilt, r: Tensor, context: Any, noise: NoiseConfig, generator: torch.Generator
 ) -> Tensor:
     """Denoising score matching with the weights of Karras et al. 2022, per element `(B,)`.
 
@@ -42,6 +75,23 @@ def denoising_score_matching(
     return (energy.tilt_gradient(x / spread, context, level) - target).square().mean(-1)
 
 
+def flow_matching(
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+    z: Tensor,
+    context: Tensor,
+    time: TimeConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Squared error of the velocity along straight paths from noise (t = 0) to data (t = 1), per element `(B,)`.
+
+    Lipman et al. 2023 with sigma_min = 0, the rectified flow of Liu et al. 2023.
+    """
+    t = time.draw(len(z), generator)
+    start = torch.empty_like(z).normal_(generator=generator)
+    x = torch.lerp(start, z, t.unsqueeze(-1))
+    return (velocity(x, context, t) - (z - start)).square().mean(-1)
+
+
 def gaussian_nll(z: Tensor, mean: Tensor, log_std: Tensor, beta: float = 0.0) -> Tensor:
     """Negative log-likelihood of a diagonal Gaussian, mean over dimensions, `(B, D) -> (B,)`, without its constant.
 
@@ -52,6 +102,16 @@ def gaussian_nll(z: Tensor, mean: Tensor, log_std: Tensor, beta: float = 0.0) ->
     if beta > 0:
         nll = nll * torch.exp(2 * beta * log_std).detach()
     return nll.mean(-1)
+
+
+def mixture_nll(z: Tensor, log_weight: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Negative log-likelihood of a mixture of diagonal Gaussians, over the number of dimensions and without its constant.
+
+    `z` (B, D), `log_weight` (B, K) normalised, `mean` and `log_std` (B, K, D), gives `(B,)`: with one component it is
+    `gaussian_nll`, so the two compare.
+    """
+    each = -(0.5 * ((z.unsqueeze(1) - mean) * torch.exp(-log_std)).square() + log_std).sum(-1)
+    return -torch.logsumexp(log_weight + each, dim=-1) / z.shape[-1]
 
 
 def contrastive_divergence(

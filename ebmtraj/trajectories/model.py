@@ -22,6 +22,12 @@ def check_network(width: int, depth: int) -> None:
         raise EbmtrajError(f"network: width = {width}, depth = {depth}; both must be at least 1")
 
 
+def check_likelihood(low: float, high: float, beta: float = 0.0) -> None:
+    """Raise `EbmtrajError` for bounds of a log standard deviation, or a beta, that make no likelihood."""
+    if low >= high or beta < 0:
+        raise EbmtrajError(f"network: low = {low}, high = {high}, beta = {beta}; it needs low < high and beta >= 0")
+
+
 class TransitionModel(Trainable):
     """p(s_t+1 | s_t) or, with actions, p(s_t+1 | s_t, a_t), in whatever form; states `(B, S)`, actions `(B, A)`.
 

@@ -13,7 +13,13 @@ from ebmtraj.config import build, to_plain
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json
 from ebmtraj.training.checkpoint import load_tensors, load_weights
-from ebmtraj.trajectories.baselines import FeedForwardModel, GaussianModel
+from ebmtraj.trajectories.baselines.diffusion import DiffusionModel
+from ebmtraj.trajectories.baselines.ensemble import EnsembleModel
+from ebmtraj.trajectories.baselines.feed_forward import FeedForwardModel
+from ebmtraj.trajectories.baselines.field import FieldModel
+from ebmtraj.trajectories.baselines.flow import FlowModel
+from ebmtraj.trajectories.baselines.gaussian import GaussianModel
+from ebmtraj.trajectories.baselines.mixture import MixtureModel
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.transition import PairModel, TiltedModel
 
@@ -22,6 +28,11 @@ MODELS: dict[str, type[TransitionModel]] = {
     "cd": PairModel,
     "fc": FeedForwardModel,
     "gaussian": GaussianModel,
+    "ensemble": EnsembleModel,
+    "mdn": MixtureModel,
+    "edm": DiffusionModel,
+    "flow": FlowModel,
+    "field": FieldModel,
 }
 ENERGIES = ("dsm", "cd")  # the transition energies among them, by their objective
 

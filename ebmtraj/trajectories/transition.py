@@ -10,54 +10,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, TransitionData
+from ebmtraj.datasets.windows import Batch
 from ebmtraj.energies.transition import TiltedPairEnergy, TiltedTransition
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
-from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.buffer import ReplayBuffer
 from ebmtraj.samplers.langevin import LangevinConfig, frozen, langevin
 from ebmtraj.training.loop import Stage
-from ebmtraj.training.losses import (
-    NoiseConfig,
-    contrastive_divergence,
-    denoising_score_matching,
-    gaussian_nll,
-)
+from ebmtraj.training.losses import contrastive_divergence
 from ebmtraj.trajectories.model import TransitionModel, check_network
+from ebmtraj.trajectories.residual import ResidualConfig, ResidualModel
 
 
 @dataclass(frozen=True)
-class TiltedConfig:
+class TiltedConfig(ResidualConfig):
     """The default transition energy: an explicit base and a noise-conditional energy of its residual."""
 
-    width: int = 128
-    depth: int = 3
-    base_share: float = 0.25  # of the training steps, for the base
-    mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
-    bound: float = 8.0  # residuals are clamped here
-    beta: float = 1.0  # of the base's beta-NLL
-    whiten: bool = False  # decorrelate the increments first
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=Ladder()))
 
-    def __post_init__(self) -> None:
-        check_network(self.width, self.depth)
-        if not 0 < self.base_share < 1 or not 0 <= self.mildness <= 1 or self.bound <= 0 or self.beta < 0:
-            raise EbmtrajError(
-                f"network: base_share = {self.base_share}, mildness = {self.mildness}, bound = {self.bound}, "
-                f"beta = {self.beta}; it needs 0 < base_share < 1, 0 <= mildness <= 1, bound > 0 and beta >= 0"
-            )
-        if self.sampler.ladder is None:
-            raise EbmtrajError("network.sampler: model dsm is sampled down a noise ladder; set network.sampler.ladder")
-
-
-class TiltedModel(TransitionModel):
+class TiltedModel(ResidualModel):
     """Objective `dsm`: fit the base by its likelihood, freeze it, train the residual's energy by score matching."""
 
     name = "dsm"
     Config = TiltedConfig
-    config: TiltedConfig
+    second = "energy"
 
     def __init__(
         self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: TiltedConfig
@@ -71,54 +46,6 @@ class TiltedModel(TransitionModel):
             mildness=config.mildness,
             bound=config.bound,
         )
-
-    def stages(self) -> list[Stage]:
-        """The base, then the energy."""
-        share = self.config.base_share
-        return [
-            Stage("base", share, self.tilted.base_net, self._base_loss, self._calibrate),
-            Stage("energy", 1 - share, self.tilted.energy, self._energy_loss),
-        ]
-
-    def _coordinates(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return (
-            self.normaliser.delta(batch.state, batch.next_state),
-            self.context(batch.state, batch.action),
-        )
-
-    def _base_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch)
-        mean, log_std = self.tilted.base_net(context)
-        with torch.no_grad():
-            validation = gaussian_nll(z, mean, log_std).mean()
-        return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
-
-    @torch.no_grad()
-    def _calibrate(self, data: TransitionData, most: int = 65536) -> None:
-        fine = torch.float64 if len(data) > 2**24 else torch.float32  # float32 counts no further
-        index = torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.device, dtype=fine).long()
-        self.tilted.calibrate(*self._coordinates(data.at(index)))
-
-    def _energy_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch)
-        with torch.no_grad():
-            base = self.tilted.base(context)
-            r = self.tilted.residual(z, base)
-        prepared = self.tilted.prepare(context, base)
-        return denoising_score_matching(self.tilted.energy, r, prepared, self.config.noise, generator).mean(), {}
-
-    @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Draw a residual by the annealed sampler and put it on the base."""
-        context = self.context(state, action)
-        base = self.tilted.base(context)
-        prepared = self.tilted.prepare(context, base)
-        ladder = self.config.sampler.ladder
-        spread = (1 + (ladder.sigma_max if ladder else 0.0) ** 2) ** 0.5
-        start = spread * torch.empty_like(base.mean).normal_(generator=generator)
-        r, _ = langevin(self.tilted.energy, start, self.config.sampler, context=prepared, generator=generator)
-        bounded = r.clamp(-self.tilted.bound, self.tilted.bound)
-        return self.normaliser.advance(state, self.tilted.increment(bounded, base))
 
 
 @dataclass(frozen=True)

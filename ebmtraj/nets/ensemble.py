@@ -1,0 +1,46 @@
+"""Several networks of one shape as one batched network."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ebmtraj.nets.mlp import softly_bounded
+
+
+class EnsembleLinear(nn.Module):
+    """`members` linear layers with weights of their own, `(M, B, inputs) -> (M, B, outputs)`, in one batched product."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = inputs**-0.5  # as nn.Linear starts
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each member's product with its own inputs."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class EnsembleGaussianMLP(nn.Module):
+    """`GaussianMLP`, `members` times over: `(B, inputs) -> (M, B, outputs), (M, B, outputs)`."""
+
+    def __init__(
+        self, members: int, inputs: int, outputs: int, *, width: int = 128, depth: int = 3, low: float, high: float
+    ) -> None:
+        """`low` and `high` bound the log standard deviation."""
+        super().__init__()
+        sizes = [inputs, *[width] * depth, 2 * outputs]
+        self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in itertools.pairwise(sizes))
+        self.members, self.low, self.high = members, low, high
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of every member."""
+        h = inputs.expand(self.members, *inputs.shape)
+        for i, layer in enumerate(self.layers):
+            h = layer(h if i == 0 else F.silu(h))
+        mean, raw = h.chunk(2, dim=-1)
+        return mean, softly_bounded(raw, self.low, self.high)
