@@ -16,6 +16,10 @@ from ebmtraj.cli.common import Json, Overwrite, Recipe, Resume, Seed, Set, print
 def collect_command(
     store: Annotated[str, typer.Argument(help="Where the store goes: a folder, or any fsspec URL.")],
     env: Annotated[str | None, typer.Option(help="hand-cube, or any Gymnasium id with Box spaces.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(help="physics (a MuJoCo robot's joints), observation, or auto: physics where it can. [default: auto]"),
+    ] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes to collect. [default: 1000]")] = None,
     steps: Annotated[int | None, typer.Option(help="Control steps an episode at most. [default: 100]")] = None,
     policy: Annotated[
@@ -55,7 +59,7 @@ def collect_command(
     from ebmtraj.collect import CollectConfig, collect
     from ebmtraj.config import from_recipe
 
-    given: dict[str, Any] = {"env": env, "episodes": episodes, "steps": steps, "policy": policy}
+    given: dict[str, Any] = {"env": env, "state": state, "episodes": episodes, "steps": steps, "policy": policy}
     given |= {"workers": workers, "backend": backend, "address": address}
     defaults: dict[str, Any] = {"workers": 0, "seed": seed}
     config = from_recipe(CollectConfig, recipe, set_ or [], defaults)

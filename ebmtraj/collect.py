@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe, piece_offsets
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.writer import StoreWriter, refuse_taken
 from ebmtraj.datasets.zarr_files import is_vacant
-from ebmtraj.envs.batch import BatchEnv, HandCubeBatch
+from ebmtraj.envs.batch import BatchEnv, HandCubeBatch, StateChoice
 from ebmtraj.envs.policies import Policy, make_policy
-from ebmtraj.envs.registry import make_batch
+from ebmtraj.envs.registry import FAST_PATHS, make_batch
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.parallel import Backend, Pool, open_pool
 
@@ -40,6 +40,7 @@ class CollectConfig:
 
     env: str = "hand-cube"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    state: StateChoice = "auto"  # of a MuJoCo robot: physics (typed joint states) or observation; auto: physics
     episodes: int = 1000
     steps: int = 100  # limit of an episode's length
     seed: int = 0
@@ -87,7 +88,9 @@ def collect(
     """
     if overwrite and resume:
         raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a store, the second replaces it")
-    env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
+    if resume and not is_vacant(path):
+        config = replace(config, state=_state_to_resume(path, config))
+    env, policy = _made(config)
     recipe = store_recipe(config, env, policy)
     writer: StoreWriter | None = None
     if resume and not is_vacant(path):  # a run that was killed before it made the store starts now
@@ -135,7 +138,7 @@ def simulate_block(config: CollectConfig, block: tuple[int, int]) -> EpisodeBloc
 
     An episode ends at the step limit or with the state in which the environment terminates.
     """
-    env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
+    env, policy = _made(config)
     seeds = [episode_seed(config.seed, episode) for episode in range(*block)]
     starts, noise = ([_generator(seed, stream) for seed in seeds] for stream in (0, 1))
     states, actions, length, terminated = _simulate(env, policy, starts, noise, config.steps)
@@ -160,7 +163,7 @@ def _simulate(
     running = np.ones(batch, np.bool_)
     states[:, 0] = state
     for step in range(steps):
-        action = np.asarray(policy(state), np.float32)  # as stored, so that a replay is exact
+        action = np.asarray(policy(env.observations), np.float32)  # as stored, so that a replay is exact
         state, terminated = env.step(action)
         if actions is None:
             actions = np.empty((batch, steps, action.shape[1]), np.float32)
@@ -212,7 +215,7 @@ def resimulate(
 
 def _futures(config: CollectConfig, samples: int, recorded: bool, seeds: tuple[int, ...]) -> np.ndarray:
     """The first `samples` futures (B, samples, T+1, S) of each seed that last T steps, by the number of their noise."""
-    env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
+    env, policy = _made(config)
     kept: list[list[np.ndarray]] = [[] for _ in seeds]
     number = [0 if recorded else 1] * len(seeds)  # of the next noise; 0 is the recorded one
     for _ in range(FUTURE_ROUNDS):
@@ -244,14 +247,33 @@ def _config_of(store: Store, steps: int | None, own_code: bool) -> CollectConfig
         if ":" in code and not own_code:
             raise EbmtrajError(f"store {store.path}: {label} {code} is code of your own; allow it with own_code=True")
     limit = store.attributes["steps"] if steps is None else steps
-    return CollectConfig(env=env, env_kwargs=store.attributes["env_kwargs"], steps=limit, policy=name, policy_kwargs=said)
+    kwargs = store.attributes["env_kwargs"]
+    return CollectConfig(env, kwargs, _state_of(store), steps=limit, policy=name, policy_kwargs=said)
+
+
+def _state_of(store: Store) -> StateChoice:
+    """What the store's states are; it does not say where it was made before there was a choice, or there is none."""
+    said = store.attributes.get("env_attributes", {}).get("state")
+    return "physics" if said == "physics" else "observation"
+
+
+def _state_to_resume(path: str | Path, config: CollectConfig) -> StateChoice:
+    """The choice of the store that is gone on with; raises `EbmtrajError` where another one is asked for."""
+    store = Store.open(path)
+    had = _state_of(store)
+    if config.state not in ("auto", had) and config.env == store.attributes["env"] and config.env not in FAST_PATHS:
+        raise EbmtrajError(
+            f"store {path} holds the {'physical state' if had == 'physics' else 'observations'} of {config.env}; "
+            f"go on with --state {had}, or give another path"
+        )
+    return had
 
 
 def _check_replay(store: Store, config: CollectConfig, index: int) -> None:
     """Raise `EbmtrajError` where a recorded episode's first steps do not come out again."""
     episode = store.episode(index)
     steps = min(len(episode.action), REPLAY_STEPS)
-    env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
+    env, policy = _made(config)
     again = _simulate(env, policy, [_generator(episode.seed, 0)], [_generator(episode.seed, 1)], steps)[0][0]
     if again.shape[1] != episode.state.shape[1] or np.abs(again - episode.state[: steps + 1]).max() > REPLAY_TOLERANCE:
         raise EbmtrajError(_another(store))
@@ -270,16 +292,16 @@ def open_loop_rate(config: CollectConfig, steps: int, block: tuple[int, int]) ->
 
     None where the environment can't run without coming back to Python.
     """
-    env, policy = _simulator(config.env, _json(config.env_kwargs), config.policy, _json(config.policy_kwargs))
+    env, policy = _made(config)
     if not isinstance(env, HandCubeBatch):
         return None
     seeds = [episode_seed(config.seed, episode) for episode in range(*block)]
-    state = env.reset([_generator(seed, 0) for seed in seeds])
+    env.reset([_generator(seed, 0) for seed in seeds])
     policy.reset([_generator(seed, 1) for seed in seeds])
     start, actions = env.physics_state, []
     for _ in range(steps):
-        actions.append(np.asarray(policy(state), np.float32))
-        state, _ = env.step(actions[-1])
+        actions.append(np.asarray(policy(env.observations), np.float32))
+        env.step(actions[-1])
     run = env.open_loop(start, np.stack(actions))
     began = time.perf_counter()
     run()
@@ -313,9 +335,13 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)))
 
 
+def _made(config: CollectConfig) -> tuple[BatchEnv, Policy]:
+    return _simulator(config.env, _json(config.env_kwargs), config.state, config.policy, _json(config.policy_kwargs))
+
+
 @lru_cache(maxsize=2)  # a worker keeps its environments from block to block
-def _simulator(env: str, env_kwargs: str, policy: str, policy_kwargs: str) -> tuple[BatchEnv, Policy]:
-    batch = make_batch(env, threads=1, **json.loads(env_kwargs))
+def _simulator(env: str, env_kwargs: str, state: StateChoice, policy: str, policy_kwargs: str) -> tuple[BatchEnv, Policy]:
+    batch = make_batch(env, threads=1, state=state, **json.loads(env_kwargs))
     return batch, make_policy(policy, batch.action_fields, **json.loads(policy_kwargs))
 
 

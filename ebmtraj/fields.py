@@ -6,6 +6,7 @@ models read them to know which numbers wrap, which form a quaternion and which a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from ebmtraj.errors import EbmtrajError
 
 Kind = Literal["plain", "angle", "position", "quaternion"]
 KINDS: tuple[Kind, ...] = ("plain", "angle", "position", "quaternion")
+DEGREES = ("deg", "degree", "degrees", "°")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Field:
 
     `kind` decides how two successive values are compared: `plain` and `position` (metres) by difference, `angle`
     (radians) by difference wrapped to [-pi, pi), `quaternion` (w, x, y, z; size 4) by the world-frame rotation between.
-    `low` and `high` are hard limits of the simulator, one number an entry, where there are any.
+    `low` and `high` are hard limits of the simulator, one number an entry, where there are any; an entry without one has
+    -inf or inf there (null in JSON).
     """
 
     name: str
@@ -42,6 +45,20 @@ class Field:
             value = getattr(self, label)
             if value is not None and len(value) != self.size:
                 raise EbmtrajError(f"field {self.name!r}: {label} has {len(value)} values for size {self.size}")
+        if self.kind == "angle" and self.unit.lower().rstrip(".") in DEGREES:
+            raise EbmtrajError(f"field {self.name!r}: an angle is in radians, not in {self.unit!r}; convert it, or make it plain")
+
+    def limits(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Lower and upper limit of each entry, infinite where there is none."""
+        return self.low or (-math.inf,) * self.size, self.high or (math.inf,) * self.size
+
+    def turning(self) -> tuple[bool, ...]:
+        """Which entries are angles that may turn without end: those that lack a limit on either side.
+
+        Such an angle and the same one a whole turn on are one pose.
+        """
+        free = (not (math.isfinite(low) and math.isfinite(high)) for low, high in zip(*self.limits(), strict=True))
+        return tuple(self.kind == "angle" and is_free for is_free in free)
 
 
 def total_size(fields: Iterable[Field]) -> int:
@@ -65,8 +82,13 @@ def fields_to_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
     rows = []
     for field in fields:
         values = {key: getattr(field, key) for key in keys}
-        rows.append({k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None})
+        rows.append({k: _listed(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None})
     return rows
+
+
+def _listed(values: tuple[Any, ...]) -> list[Any]:
+    """JSON has no infinity: an entry without a limit is null."""
+    return [None if isinstance(value, float) and math.isinf(value) else value for value in values]
 
 
 def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
@@ -75,8 +97,11 @@ def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
     for row in rows:
         try:
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+            for key, unlimited in (("low", -math.inf), ("high", math.inf)):
+                if values.get(key) is not None:
+                    values[key] = tuple(unlimited if value is None else float(value) for value in values[key])
             fields.append(Field(**values))
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise EbmtrajError(f"not a field description: {row!r}") from error
         if any(field.name == fields[-1].name for field in fields[:-1]):
             raise EbmtrajError(f"field {fields[-1].name!r} comes twice; give each a name of its own")

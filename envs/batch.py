@@ -6,16 +6,21 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ebmtraj.envs import hand_cube
+from ebmtraj.envs.joints import JointStates
 from ebmtraj.envs.physics import mujoco
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.fields import Field
+from ebmtraj.fields import Field, total_size
+
+StateChoice = Literal["auto", "physics", "observation"]
+STATE_CHOICES: tuple[StateChoice, ...] = get_args(StateChoice)
+INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on, the solver's warm start included
 
 
 class BatchEnv(Protocol):
@@ -33,6 +38,11 @@ class BatchEnv(Protocol):
     @property
     def batch_size(self) -> int:
         """How many environments the last `reset` started; 0 before the first."""
+        ...
+
+    @property
+    def observations(self) -> NDArray[np.float32]:
+        """What a policy is shown in the current states (B, O): the environment's own observations."""
         ...
 
     def reset(self, generators: Sequence[np.random.Generator]) -> NDArray[np.float32]:
@@ -95,6 +105,11 @@ class HandCubeBatch:
     def states(self) -> NDArray[np.float32]:
         """The current states (B, S)."""
         return hand_cube.states_of(self._physics)
+
+    @property
+    def observations(self) -> NDArray[np.float32]:
+        """What a policy is shown (B, S): the states."""
+        return self.states
 
     def set_state(self, states: ArrayLike) -> None:
         """Start from states (B, S) at rest; raises `EbmtrajError` on a wrong shape, NaN or a zero quaternion."""
@@ -255,11 +270,15 @@ class _Stepper:
 class GymBatch:
     """Any Gymnasium environment with Box observations and Box actions, stepped one after the other.
 
-    Time limits are switched off, so that episodes of any length work. Observations are flattened to float32. Raises
-    `EbmtrajError` for other spaces and for keyword arguments that the environment does not take.
+    `state` says what its states are: "physics", the positions and velocities of a MuJoCo robot's joints, typed as
+    `JointStates` has them; "observation", the environment's own observations, flattened, as one plain field; "auto",
+    physics where the environment is a MuJoCo robot. Observations often leave out what the physics depends on, such as how
+    far the robot has come, and then no simulation can start from them. Time limits are switched off, so that episodes of
+    any length work. Raises `EbmtrajError` for other spaces, for keyword arguments that the environment does not take, and
+    for physics where there is no MuJoCo model.
     """
 
-    def __init__(self, env_id: str, **kwargs: Any) -> None:
+    def __init__(self, env_id: str, state: StateChoice = "auto", **kwargs: Any) -> None:
         self.env_id = env_id
         self.env_kwargs = kwargs
         try:
@@ -279,12 +298,20 @@ class GymBatch:
         assert isinstance(observation, gymnasium.spaces.Box)
         assert isinstance(action, gymnasium.spaces.Box)
         self._action_space = action
-        self.state_fields: tuple[Field, ...] = (_box_field("observation", observation),)
+        model = getattr(env.unwrapped, "model", None)
+        simulates = isinstance(model, mujoco.MjModel) and isinstance(getattr(env.unwrapped, "data", None), mujoco.MjData)
+        if state == "physics" and not simulates:
+            self.close()
+            raise EbmtrajError(f"{env_id} is no MuJoCo robot: it has no physical state to store; use --state observation")
+        seen = _box_field("observation", observation)
+        self._joints = JointStates(model) if simulates and state != "observation" else None
+        self.state_fields: tuple[Field, ...] = self._joints.fields if self._joints else (seen,)
         self.action_fields: tuple[Field, ...] = (_box_field("action", action),)
         fps = env.metadata.get("render_fps")
         # Not every environment says how long a step lasts; then time is counted in steps.
         self.control_timestep = float(getattr(env.unwrapped, "dt", None) or (1.0 / fps if fps else 1.0))
-        self._states = np.empty((0, self.state_fields[0].size), dtype=np.float32)
+        self._observations = np.empty((0, seen.size), dtype=np.float32)
+        self._states = np.empty((0, total_size(self.state_fields)), dtype=np.float32)
         self._terminated = np.empty(0, dtype=np.bool_)
 
     def _make(self) -> gymnasium.Env[Any, Any]:
@@ -304,23 +331,35 @@ class GymBatch:
             raise EbmtrajError(f"{self.env_id} failed in {what}: {type(error).__name__}: {error}") from error
 
     @property
+    def state_choice(self) -> StateChoice:
+        """What the states are: physics or observation."""
+        return "physics" if self._joints else "observation"
+
+    @property
     def batch_size(self) -> int:
-        """How many environments the last `reset` started; 0 before the first."""
+        """How many environments the last `reset` or `set_state` started; 0 before the first."""
         return len(self._states)
 
-    def reset(self, generators: Sequence[np.random.Generator]) -> NDArray[np.float32]:
-        """Start one episode a generator, which gives its environment's seed; return the observations (B, S)."""
-        while len(self._envs) < len(generators):
-            self._envs.append(self._make())
-        self._states = np.empty((len(generators), self.state_fields[0].size), dtype=np.float32)
-        self._terminated = np.zeros(len(generators), dtype=np.bool_)
-        for i, generator in enumerate(generators):
-            observation, _ = self._guarded("reset", self._envs[i].reset, seed=int(generator.integers(2**31)))
-            self._states[i] = np.ravel(observation)
+    @property
+    def states(self) -> NDArray[np.float32]:
+        """The current states (B, S)."""
         return self._states.copy()
 
+    @property
+    def observations(self) -> NDArray[np.float32]:
+        """The environments' own observations (B, O), which policies are shown whatever the states are."""
+        return self._observations.copy()
+
+    def reset(self, generators: Sequence[np.random.Generator]) -> NDArray[np.float32]:
+        """Start one episode a generator, which gives its environment's seed; return the states (B, S)."""
+        self._resize(len(generators))
+        for i, generator in enumerate(generators):
+            observation, _ = self._guarded("reset", self._envs[i].reset, seed=int(generator.integers(2**31)))
+            self._note(i, observation)
+        return self.states
+
     def step(self, actions: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Apply actions (B, A) within the environment's bounds; return observations (B, S) and terminated (B,).
+        """Apply actions (B, A) within the environment's bounds; return states (B, S) and terminated (B,).
 
         Raises `EbmtrajError` on a wrong shape, NaN or values out of bounds.
         """
@@ -335,15 +374,87 @@ class GymBatch:
         for i in np.flatnonzero(~self._terminated):
             action = values[i].reshape(box.shape).astype(box.dtype)
             observation, _, terminated, _, _ = self._guarded("step", self._envs[i].step, action)
-            self._states[i] = np.ravel(observation)
+            self._note(i, observation)
             self._terminated[i] = terminated
-        return self._states.copy(), self._terminated.copy()
+        return self.states, self._terminated.copy()
+
+    def set_state(self, states: ArrayLike) -> None:
+        """Start from physical states (B, S).
+
+        Raises `EbmtrajError` on a wrong shape, NaN or a zero quaternion, and where states are observations.
+        """
+        joints = self._physics("set_state")
+        values = joints.checked(states)
+        self._resize(len(values))
+        for i, state in enumerate(values):
+            data = self._begun(i)
+            mujoco.mj_resetData(self._envs[i].unwrapped.model, data)  # type: ignore[attr-defined]
+            data.qpos[:], data.qvel[:], data.act[:] = joints.split(state)
+            self._settle(i)
+
+    @property
+    def physics_state(self) -> NDArray[np.float64]:
+        """All that the next steps depend on, (B, P): MuJoCo's integration state. Setting it goes on to the same bits."""
+        model = self._physics("physics_state").model
+        values = np.empty((self.batch_size, mujoco.mj_stateSize(model, INTEGRATION)))
+        for i, row in enumerate(values):
+            mujoco.mj_getState(model, self._simulation(i), row, INTEGRATION)
+        return values
+
+    @physics_state.setter
+    def physics_state(self, physics: ArrayLike) -> None:
+        model = self._physics("physics_state").model
+        values, size = np.array(physics, dtype=np.float64), mujoco.mj_stateSize(model, INTEGRATION)
+        if values.ndim != 2 or values.shape[1] != size or not np.isfinite(values).all():
+            raise EbmtrajError(f"{self.env_id}: a physics state is finite and of shape (batch, {size})")
+        self._resize(len(values))
+        for i, row in enumerate(values):
+            mujoco.mj_setState(model, self._begun(i), row, INTEGRATION)
+            self._settle(i)
+
+    def _physics(self, what: str) -> JointStates:
+        if self._joints is None:
+            raise EbmtrajError(f"{self.env_id}: {what} needs physical states; make it with state physics")
+        return self._joints
+
+    def _resize(self, batch: int) -> None:
+        while len(self._envs) < batch:
+            self._envs.append(self._make())
+        self._observations = np.zeros((batch, self._observations.shape[1]), dtype=np.float32)
+        self._states = np.empty((batch, self._states.shape[1]), dtype=np.float32)
+        self._terminated = np.zeros(batch, dtype=np.bool_)
+
+    def _note(self, i: int, observation: Any) -> None:
+        self._observations[i] = np.ravel(observation)
+        self._states[i] = self._joints.read(self._simulation(i)) if self._joints else self._observations[i]
+
+    def _simulation(self, i: int) -> mujoco.MjData:
+        return self._envs[i].unwrapped.data  # type: ignore[attr-defined]
+
+    def _begun(self, i: int) -> mujoco.MjData:
+        """The simulation of environment i, which Gymnasium lets step only after a reset."""
+        self._guarded("reset", self._envs[i].reset, seed=0)
+        return self._simulation(i)
+
+    def _settle(self, i: int) -> None:
+        """What follows from positions and velocities that were set: contacts, places of bodies, state and observation."""
+        assert self._joints is not None
+        data = self._simulation(i)
+        warm = data.qacc_warmstart.copy()
+        mujoco.mj_forward(self._envs[i].unwrapped.model, data)  # type: ignore[attr-defined]
+        data.qacc_warmstart[:] = warm  # of what was set, so that the next step is the same
+        self._states[i] = self._joints.read(data)
+        observe = getattr(self._envs[i].unwrapped, "_get_obs", None)  # the name that Gymnasium's own robots have for it
+        seen = np.ravel(observe()) if observe else np.full(1, np.nan)
+        # A policy must not act on another state's observation, and one that wrappers make is not known before a step.
+        self._observations[i] = seen if len(seen) == self._observations.shape[1] else np.nan
 
     def attributes(self) -> dict[str, Any]:
         """JSON values that say how these data were made."""
         values: dict[str, Any] = {
             "env_id": self.env_id,
             "env_kwargs": self.env_kwargs,
+            "state": self.state_choice,
             "control_timestep": self.control_timestep,
             "gymnasium_version": gymnasium.__version__,
         }

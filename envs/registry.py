@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from ebmtraj.envs.batch import BatchEnv, GymBatch, HandCubeBatch
+from ebmtraj.envs.batch import STATE_CHOICES, BatchEnv, GymBatch, HandCubeBatch, StateChoice
 from ebmtraj.errors import EbmtrajError
 
 HAND_CUBE_ID = "ebmtraj/HandCube-v0"
@@ -20,19 +20,22 @@ def register() -> None:
         gymnasium.register(id=HAND_CUBE_ID, entry_point="ebmtraj.envs.hand_cube:HandCubeEnv")
 
 
-def make_batch(env: str, threads: int = 1, **kwargs: Any) -> BatchEnv:
+def make_batch(env: str, threads: int = 1, state: StateChoice = "auto", **kwargs: Any) -> BatchEnv:
     """A batch of environments by name: `hand-cube`, or any Gymnasium id with Box observations and actions.
 
-    `threads` serves the hand and cube; other environments step one after the other. Raises `EbmtrajError` for an unknown
+    `threads` serves the hand and cube; other environments step one after the other, with physical states or observations
+    as `GymBatch` says. Of the hand and cube either is the same. Raises `EbmtrajError` for an unknown
     name, naming close ones, and for options that the environment does not take.
     """
+    if state not in STATE_CHOICES:
+        raise EbmtrajError(f"unknown state {state!r}; use one of {', '.join(STATE_CHOICES)}")
     if env in FAST_PATHS:
         if kwargs:
             raise EbmtrajError(f"hand-cube takes no option {sorted(kwargs)[0]!r}; leave it out")
         return FAST_PATHS[env](threads)
     if ":" not in env and env not in gymnasium.registry:  # "module:id" lets Gymnasium import the module that registers it
         raise EbmtrajError(f"unknown environment {env!r}; {_closest(env)}")
-    return GymBatch(env, **kwargs)
+    return GymBatch(env, state, **kwargs)
 
 
 def _closest(env: str) -> str:
