@@ -77,7 +77,8 @@ class Increments:
         self.fields = tuple(fields)
         self.state_size = total_size(fields)
         self.size = sum(3 if field.kind == "quaternion" else field.size for field in fields)
-        self.feature_size = sum(9 if field.kind == "quaternion" else field.size for field in fields)
+        self.feature_size = sum(9 if field.kind == "quaternion" else field.size + sum(field.turning()) for field in fields)
+        self._turning = [torch.tensor(field.turning()) for field in fields]  # which entries are seen as sine and cosine
         self._plan: list[tuple[str, slice, slice]] = []
         s = d = 0
         for field in fields:
@@ -96,12 +97,22 @@ class Increments:
         return labels
 
     def features(self, state: Tensor) -> Tensor:
-        """The state as a network best sees it: quaternions as rotation matrices, `(..., S) -> (..., F)`.
+        """The state as a network best sees it, `(..., S) -> (..., F)`.
 
-        World-frame turning depends on the cube's axes in the world, which are products of quaternion entries; a matrix holds
-        them, and it does not tell q from -q.
+        Quaternions become rotation matrices: world-frame turning depends on the cube's axes in the world, which are products
+        of quaternion entries; a matrix holds them, and it does not tell q from -q. Of a field's angles, those that turn
+        without end follow the others as all their sines, then all their cosines: a whole turn on, the pose is the same.
         """
-        parts = [rotation_matrix(state[..., s]) if kind == "quaternion" else state[..., s] for kind, s, _ in self._plan]
+        parts = []
+        for (kind, place, _), turning in zip(self._plan, self._turning, strict=True):
+            part = state[..., place]
+            if kind == "quaternion":
+                parts.append(rotation_matrix(part))
+            elif turning.any():
+                angle = part[..., turning]
+                parts += [part[..., ~turning], torch.sin(angle), torch.cos(angle)]
+            else:
+                parts.append(part)
         return torch.cat(parts, dim=-1)
 
     def between(self, state: Tensor, following: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from ebmtraj.datasets.coordinates import Increments
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.fields import Field, total_size
+from ebmtraj.fields import Field, slices, total_size
 
 SPLITS = ("train", "validation", "test")
+WIDENING = 0.1  # of the training data's range, by which rollouts may leave it on either side
+LIMIT_MARGIN = 0.009  # of a field's range beyond its limits that rollouts may reach; beyond 0.01, evaluation counts a violation
+SOFT_SHARE = 1e-3  # of training states beyond that margin: then the simulator itself does not hold the limit
 MOMENT_ROWS = 1_000_000  # transitions whose statistics are taken at once; up to so many, they are the plain formulas' bits
 
 
@@ -175,7 +179,7 @@ class Normaliser(nn.Module):
     def __init__(self, state_fields: Sequence[Field], action_fields: Sequence[Field]) -> None:
         super().__init__()
         self.increments = Increments(state_fields)
-        free = [field.kind == "quaternion" for field in state_fields for _ in range(field.size)]
+        free = [field.kind == "quaternion" or turns for field in state_fields for turns in field.turning()]
         self.register_buffer("unbounded", torch.tensor(free), persistent=False)
         s, a, d = total_size(state_fields), total_size(action_fields), self.increments.size
         for name, value in (
@@ -197,14 +201,18 @@ class Normaliser(nn.Module):
     def fit(self, data: TransitionData, *, whiten: bool = False, chunk: int = MOMENT_ROWS) -> Normaliser:
         """Take the statistics of training transitions, `chunk` at a time; a constant dimension keeps scale 1."""
         states, features, actions, deltas = _Moments(), _Moments(), _Moments(), _Moments(covariance=whiten)
+        low, high = (torch.tensor(side, dtype=torch.float64, device=data.device) for side in self._limits())
+        beyond = torch.zeros_like(low)
         for state, batch in data.pieces(chunk):
+            check_kinds(self.increments.fields, state, batch)
+            beyond += ((state < low) | (state > high)).sum(0)
             states.add(state)
             features.add(self.increments.features(state))
             if batch.action is not None:
                 actions.add(batch.action)
             deltas.add(self._between(batch))
         self.state_mean, self.state_scale = states.mean.float(), states.scale().float()
-        self.state_low, self.state_high = states.low, states.high
+        self.state_low, self.state_high = _bounds(states.low, states.high, low, high, beyond / states.count > SOFT_SHARE)
         self.feature_mean, self.feature_scale = features.mean.float(), features.scale().float()
         if actions.count:
             self.action_mean, self.action_scale = actions.mean.float(), actions.scale().float()
@@ -253,11 +261,72 @@ class Normaliser(nn.Module):
         """The state that a normalised increment leads to, `(B, S), (B, D) -> (B, S)`; quaternions come out unit."""
         return self.increments.apply(state, z @ self.delta_inverse + self.delta_mean)
 
-    def clamp(self, state: Tensor, margin: float = 0.1) -> Tensor:
-        """Keep a state within the training data's range, widened by `margin` of it on either side; quaternions unit."""
-        slack = margin * (self.state_high - self.state_low)
-        bounded = torch.minimum(torch.maximum(state, self.state_low - slack), self.state_high + slack)
+    def clamp(self, state: Tensor) -> Tensor:
+        """Keep a state where training data can be: within their range, widened by a tenth of it on either side, and within
+        the fields' limits. Quaternions come out unit, and angles that turn without end are left alone.
+
+        Limits are kept to 0.9 % of their range, unless more than one in 1,000 training states passes them by more, as with
+        MuJoCo's soft limits under strong motors: then to the furthest that the training data go.
+        """
+        bounded = torch.minimum(torch.maximum(state, self.state_low), self.state_high)
         return self.increments.project(torch.where(self.unbounded, state, bounded))
+
+    def _limits(self) -> tuple[list[float], list[float]]:
+        """The fields' limits, entry by entry, widened by `LIMIT_MARGIN`."""
+        lows, highs = [], []
+        for field in self.increments.fields:
+            for low, high in zip(*field.limits(), strict=True):
+                margin = LIMIT_MARGIN * (high - low) if math.isfinite(high - low) else 0.0
+                lows.append(low - margin)
+                highs.append(high + margin)
+        return lows, highs
+
+
+def _bounds(least: Tensor, most: Tensor, low: Tensor, high: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rollouts may be, both `(S,)`: seen range, limits, and which of these the data do not keep."""
+    wide = WIDENING * (most - least)
+    below = torch.maximum(least - wide, torch.where(soft, torch.minimum(least, low), low).to(least.dtype))
+    above = torch.minimum(most + wide, torch.where(soft, torch.maximum(most, high), high).to(most.dtype))
+    # in single precision a limit may round outwards
+    below = torch.where(~soft & (below.double() < low), torch.nextafter(below, torch.full_like(below, torch.inf)), below)
+    above = torch.where(~soft & (above.double() > high), torch.nextafter(above, torch.full_like(above, -torch.inf)), above)
+    return below, above
+
+
+def check_kinds(fields: Sequence[Field], states: Tensor, batch: Batch) -> None:
+    """Raise `EbmtrajError` where states `(R, S)` can't be what their fields say.
+
+    A quaternion is unit; an angle is in radians, so that steps of more than a whole turn are rare; an entry with limits is
+    hardly ever further beyond them than their range is wide.
+    """
+    for field, place in zip(fields, slices(fields).values(), strict=True):
+        values = states[:, place]
+        if field.kind == "quaternion":
+            off = (values.norm(dim=-1) - 1).abs()
+            if float(off.max()) > 0.01:
+                norm = float(values[off.argmax()].norm())
+                raise EbmtrajError(
+                    f"state field {field.name!r} is said to be a quaternion, but has a norm of {norm:.3g}; scale it to 1, or "
+                    "say that it is plain"
+                )
+        if field.kind == "angle":
+            step = (batch.next_state[:, place] - batch.state[:, place]).abs()
+            share = float((step > 2 * math.pi).double().mean(0).max())
+            if share > 0.01:
+                raise EbmtrajError(
+                    f"state field {field.name!r} is said to be an angle in radians, but turns by more than a whole turn in "
+                    f"{share:.0%} of the steps; convert it from degrees, or say that it is plain"
+                )
+        low, high = (torch.tensor(side, dtype=torch.float64, device=values.device) for side in field.limits())
+        width = high - low
+        far = ((values < low - width) | (values > high + width)).double().mean(0)
+        if float(far.max()) > 0.01:
+            entry = int(far.argmax())
+            raise EbmtrajError(
+                f"state field {field.name!r}: entry {field.entries[entry] if field.entries else entry} lies far beyond its "
+                f"limits {float(low[entry]):g} to {float(high[entry]):g} in {float(far[entry]):.0%} of the states; mend the "
+                "limits or the unit"
+            )
 
 
 class _Moments:

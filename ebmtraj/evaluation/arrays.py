@@ -16,17 +16,30 @@ from ebmtraj.fields import Field, slices, total_size
 Array: TypeAlias = NDArray[Any]
 FloatArray: TypeAlias = NDArray[np.float64]
 
+CIRCLE = 2**-0.5  # spread of the sine, and of the cosine, of an angle that may be any
 
-def standardise(states: Array, mean: Array, std: Array) -> FloatArray:
+
+def standardise(states: Array, mean: Array, std: Array, fields: Sequence[Field] = ()) -> FloatArray:
     """States in units of the training data's spread.
 
-    states (..., S), mean (S,), std (S,) -> (..., S) float64. A dimension that never moved in training keeps its own
+    states (..., S), mean (S,), std (S,) -> (..., S + K) float64. A dimension that never moved in training keeps its own
     unit, so that a model that moves it is still seen and nothing is divided by zero.
+
+    Each of the K angles of `fields` that turn without end becomes a point on a circle, so that a whole turn is no error:
+    its sine from the mean on stands in its place, its cosine less 1 behind the state, both over the angle's spread, or over
+    that of a full circle where it is larger. For a small spread that is the z-score, and a cosine near 0.
     """
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     # Rounding leaves a constant with a relative spread of about 1e-7 in single precision.
     moved = std > np.maximum(1e-6 * np.abs(mean), 1e-12)
-    return (np.asarray(states, np.float64) - mean) / np.where(moved, std, 1.0)
+    scale = np.where(moved, std, 1.0)
+    z = (np.asarray(states, np.float64) - mean) / scale
+    turning = np.flatnonzero([turns for field in fields for turns in field.turning()])
+    if not len(turning):
+        return z
+    angle, radius = z[..., turning] * scale[turning], 1 / np.minimum(scale[turning], CIRCLE)
+    z[..., turning] = radius * np.sin(angle)
+    return np.concatenate([z, radius * (np.cos(angle) - 1)], axis=-1)
 
 
 def quaternion_slices(fields: Sequence[Field]) -> list[slice]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,9 +106,9 @@ def evaluate_rollouts(
         one, two = halves(truth) if other_truth is None else (truth, other_truth)
         floor_starts = min(len(one), len(two))
         one, two = one[:floor_starts], two[:floor_starts]
-        results |= _summary("floor", frechet_floor(one, two, mean, std), steps)
+        results |= _summary("floor", frechet_floor(one, two, mean, std, fields), steps)
         results |= _summary("floor_changes", frechet_of_changes(one, two, fields), steps)
-        results |= _summary("floor_sliced", sliced_wasserstein(two, one, mean, std), steps)
+        results |= _summary("floor_sliced", sliced_wasserstein(two, one, mean, std, fields), steps)
         results["floor_starts"] = floor_starts
 
         results |= _told_apart("c2st_rollout", c2st_rollouts, samples[:, 0], truth, fields, seed=seed)
@@ -127,7 +127,7 @@ def evaluate_rollouts(
             results[ratio] = model / true if true > 1e-6 else None
         results["limit_violation_truth"] = _summary("of", limit_violation(truth[:, None], fields), steps)["of"]
         results["simulator"] = (
-            None if simulator is None else _beside_simulator(np.asarray(simulator), samples, truth, mean, std)
+            None if simulator is None else _beside_simulator(np.asarray(simulator), samples, truth, fields, mean, std)
         )
         results["penetration"] = None if penetration is None else _penetration(penetration, samples[:, 0], truth)
         return results
@@ -203,7 +203,9 @@ def _one_step(
     return results | _coverage("coverage90_one_step", values, given.futures.shape[1], len(true))
 
 
-def _beside_simulator(simulator: Array, samples: Array, truth: Array, mean: Array, std: Array) -> dict[str, Any]:
+def _beside_simulator(
+    simulator: Array, samples: Array, truth: Array, fields: Sequence[Field], mean: Array, std: Array
+) -> dict[str, Any]:
     """What the simulator itself scores against the recorded future, and the model from the same starts."""
     starts = len(simulator)
     if simulator.ndim != 4 or not 1 <= starts <= len(truth) or simulator.shape[2:] != truth.shape[1:]:
@@ -213,8 +215,8 @@ def _beside_simulator(simulator: Array, samples: Array, truth: Array, mean: Arra
     results: dict[str, Any] = {"starts": starts, "samples": simulator.shape[1]}
     for label, futures in (("", simulator), ("_model", samples[:starts])):
         for name, values in (
-            ("energy_score", energy_score(futures, truth[:starts], mean, std)),
-            ("diversity", diversity(futures, mean, std)),
+            ("energy_score", energy_score(futures, truth[:starts], mean, std, fields)),
+            ("diversity", diversity(futures, mean, std, fields)),
         ):
             results |= _summary(f"{name}{label}", values, truth.shape[1] - 1)
     own, model = results["diversity"], results["diversity_model"]

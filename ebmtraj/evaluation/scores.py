@@ -22,23 +22,25 @@ from ebmtraj.fields import Field, slices
 LEVEL = 0.9  # of the central intervals that `coverage90` looks at
 
 
-def energy_score(samples: Array, truth: Array, mean: Array, std: Array) -> FloatArray | None:
+def energy_score(
+    samples: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()
+) -> FloatArray | None:
     """Energy score of the z-scored state, a proper score that the true distribution alone minimises.
 
     samples (N, m, T+1, S), truth (N, T+1, S), training mean (S,) and std (S,) -> (T+1,), averaged over starts; None for
     m = 1. mean |X - y| - 1/2 mean_{i != j} |X_i - X_j|, unbiased in m. Gneiting & Raftery 2007, section 4.3.
     """
-    spread = diversity(samples, mean, std)
+    spread = diversity(samples, mean, std, fields)
     if spread is None:
         return None
-    target = standardise(truth, mean, std)
+    target = standardise(truth, mean, std, fields)
     distance = np.zeros(truth.shape[1])
     for i in range(samples.shape[1]):  # one sample at a time: a tenth of the memory
-        distance += np.linalg.norm(standardise(samples[:, i], mean, std) - target, axis=-1).mean(axis=0)
+        distance += np.linalg.norm(standardise(samples[:, i], mean, std, fields) - target, axis=-1).mean(axis=0)
     return distance / samples.shape[1] - spread / 2
 
 
-def diversity(samples: Array, mean: Array, std: Array) -> FloatArray | None:
+def diversity(samples: Array, mean: Array, std: Array, fields: Sequence[Field] = ()) -> FloatArray | None:
     """Mean distance between two samples from one start, in the z-scored state.
 
     samples (N, m, T+1, S), training mean (S,) and std (S,) -> (T+1,), averaged over starts and pairs; None for m = 1.
@@ -47,7 +49,7 @@ def diversity(samples: Array, mean: Array, std: Array) -> FloatArray | None:
     count = samples.shape[1]
     if count < 2:
         return None
-    x = standardise(samples, mean, std)
+    x = standardise(samples, mean, std, fields)
     total = np.zeros(samples.shape[2])
     for i in range(1, count):
         for j in range(i):
@@ -55,7 +57,9 @@ def diversity(samples: Array, mean: Array, std: Array) -> FloatArray | None:
     return total / (count * (count - 1) / 2)
 
 
-def crps(samples: Array, truth: Array, mean: Array, std: Array) -> FloatArray | None:
+def crps(
+    samples: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()
+) -> FloatArray | None:
     """Continuous ranked probability score of each dimension of the z-scored state.
 
     samples (N, m, T+1, S), truth (N, T+1, S), training mean (S,) and std (S,) -> (T+1, S), averaged over starts; None
@@ -64,8 +68,8 @@ def crps(samples: Array, truth: Array, mean: Array, std: Array) -> FloatArray | 
     count = samples.shape[1]
     if count < 2:
         return None
-    x = np.sort(standardise(samples, mean, std), axis=1)
-    distance = np.abs(x - standardise(truth, mean, std)[:, None]).mean(axis=(0, 1))
+    x = np.sort(standardise(samples, mean, std, fields), axis=1)
+    distance = np.abs(x - standardise(truth, mean, std, fields)[:, None]).mean(axis=(0, 1))
     # In sorted order the sum over pairs i < j of |x_i - x_j| is the sum over k of (2k + 1 - m) x_k.
     weights = (2 * np.arange(count) + 1 - count) / (count * (count - 1) / 2)
     return distance - np.einsum("k,nkts->ts", weights, x) / len(x) / 2
