@@ -18,7 +18,9 @@ from ebmtraj.fields import Field, slices, total_size
 
 SPLITS = ("train", "validation", "test")
 WIDENING = 0.1  # of the training data's range, by which rollouts may leave it on either side
-LIMIT_MARGIN = 0.009  # of a field's range beyond its limits that rollouts may reach; beyond 0.01, evaluation counts a violation
+LIMIT_MARGIN = (
+    0.009  # of a field's range beyond its limits that rollouts may reach; beyond 0.01, evaluation counts a violation
+)
 SOFT_SHARE = 1e-3  # of training states beyond that margin: then the simulator itself does not hold the limit
 MOMENT_ROWS = 1_000_000  # transitions whose statistics are taken at once; up to so many, they are the plain formulas' bits
 
@@ -283,14 +285,18 @@ class Normaliser(nn.Module):
 
 
 def _bounds(least: Tensor, most: Tensor, low: Tensor, high: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rollouts may be, both `(S,)`: seen range, limits, and which of these the data do not keep."""
+    """Where rollouts may be, both `(S,)`: of the range seen and the limits, and of which of these the data do not keep."""
     wide = WIDENING * (most - least)
-    below = torch.maximum(least - wide, torch.where(soft, torch.minimum(least, low), low).to(least.dtype))
-    above = torch.minimum(most + wide, torch.where(soft, torch.maximum(most, high), high).to(most.dtype))
-    # in single precision a limit may round outwards
-    below = torch.where(~soft & (below.double() < low), torch.nextafter(below, torch.full_like(below, torch.inf)), below)
-    above = torch.where(~soft & (above.double() > high), torch.nextafter(above, torch.full_like(above, -torch.inf)), above)
-    return below, above
+    below = torch.maximum(least - wide, torch.where(soft, torch.minimum(least, low), low))
+    above = torch.minimum(most + wide, torch.where(soft, torch.maximum(most, high), high))
+    return _rounded(below, torch.inf), _rounded(above, -torch.inf)
+
+
+def _rounded(values: Tensor, towards: float) -> Tensor:
+    """In single precision, never on the other side of the values."""
+    single = values.float()
+    outside = (single.double() < values) if towards > 0 else (single.double() > values)
+    return torch.where(outside, torch.nextafter(single, torch.full_like(single, towards)), single)
 
 
 def check_kinds(fields: Sequence[Field], states: Tensor, batch: Batch) -> None:
@@ -306,8 +312,8 @@ def check_kinds(fields: Sequence[Field], states: Tensor, batch: Batch) -> None:
             if float(off.max()) > 0.01:
                 norm = float(values[off.argmax()].norm())
                 raise EbmtrajError(
-                    f"state field {field.name!r} is said to be a quaternion, but has a norm of {norm:.3g}; scale it to 1, or "
-                    "say that it is plain"
+                    f"state field {field.name!r} is said to be a quaternion, but has a norm of {norm:.3g}; scale it to 1, "
+                    "or say that it is plain"
                 )
         if field.kind == "angle":
             step = (batch.next_state[:, place] - batch.state[:, place]).abs()

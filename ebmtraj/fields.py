@@ -46,18 +46,17 @@ class Field:
             if value is not None and len(value) != self.size:
                 raise EbmtrajError(f"field {self.name!r}: {label} has {len(value)} values for size {self.size}")
         if self.kind == "angle" and self.unit.lower().rstrip(".") in DEGREES:
-            raise EbmtrajError(f"field {self.name!r}: an angle is in radians, not in {self.unit!r}; convert it, or make it plain")
+            raise EbmtrajError(
+                f"field {self.name!r}: an angle is in radians, not in {self.unit!r}; convert it, or make it plain"
+            )
 
     def limits(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Lower and upper limit of each entry, infinite where there is none."""
         return self.low or (-math.inf,) * self.size, self.high or (math.inf,) * self.size
 
     def turning(self) -> tuple[bool, ...]:
-        """Which entries are angles that may turn without end: those that lack a limit on either side.
-
-        Such an angle and the same one a whole turn on are one pose.
-        """
-        free = (not (math.isfinite(low) and math.isfinite(high)) for low, high in zip(*self.limits(), strict=True))
+        """Which entries are angles without limits, which may turn without end: a whole turn on, the pose is the same."""
+        free = (math.isinf(low) and math.isinf(high) for low, high in zip(*self.limits(), strict=True))
         return tuple(self.kind == "angle" and is_free for is_free in free)
 
 

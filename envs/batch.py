@@ -331,11 +331,6 @@ class GymBatch:
             raise EbmtrajError(f"{self.env_id} failed in {what}: {type(error).__name__}: {error}") from error
 
     @property
-    def state_choice(self) -> StateChoice:
-        """What the states are: physics or observation."""
-        return "physics" if self._joints else "observation"
-
-    @property
     def batch_size(self) -> int:
         """How many environments the last `reset` or `set_state` started; 0 before the first."""
         return len(self._states)
@@ -374,7 +369,7 @@ class GymBatch:
         for i in np.flatnonzero(~self._terminated):
             action = values[i].reshape(box.shape).astype(box.dtype)
             observation, _, terminated, _, _ = self._guarded("step", self._envs[i].step, action)
-            self._note(i, observation)
+            self._note(int(i), observation)
             self._terminated[i] = terminated
         return self.states, self._terminated.copy()
 
@@ -454,13 +449,14 @@ class GymBatch:
         values: dict[str, Any] = {
             "env_id": self.env_id,
             "env_kwargs": self.env_kwargs,
-            "state": self.state_choice,
             "control_timestep": self.control_timestep,
             "gymnasium_version": gymnasium.__version__,
         }
         model = getattr(self._envs[0].unwrapped, "model", None)
         if isinstance(model, mujoco.MjModel):
             values |= {"mujoco_version": mujoco.__version__, "model_hash": hand_cube.model_hash(model)}
+        if self._joints:
+            values["state"] = "physics"  # observations say nothing, as before there was a choice
         return values
 
     def close(self) -> None:

@@ -123,9 +123,7 @@ def _fields(parts: Sequence[_Part]) -> tuple[Field, ...]:
         low, high = tuple(part.low for part in members), tuple(part.high for part in members)
         limited = bool(np.isfinite([low, high]).any())
         entries = tuple(part.entry for part in members)
-        fields.append(
-            Field(name, len(members), kind, unit, low if limited else None, high if limited else None, entries)
-        )
+        fields.append(Field(name, len(members), kind, unit, low if limited else None, high if limited else None, entries))
     return tuple(fields)
 
 

@@ -132,7 +132,25 @@ def test_project() -> None:
 
 
 def test_names_and_sizes() -> None:
-    assert (INCREMENTS.state_size, INCREMENTS.size, INCREMENTS.feature_size) == (11, 10, 16)
+    assert (INCREMENTS.state_size, INCREMENTS.size, INCREMENTS.feature_size) == (
+        11,
+        10,
+        18,
+    )
     names = INCREMENTS.names()
     assert len(names) == len(set(names)) == 10
     assert names[5:8] == ["turn.x", "turn.y", "turn.z"]
+
+
+def test_an_angle_that_turns_without_end_is_seen_as_a_point_on_a_circle() -> None:
+    hinge = Field("hinge", 3, "angle", low=(-math.inf, -1.0, -math.inf), high=(math.inf, 1.0, math.inf))
+    fields = (Field("x", 1), hinge, Field("cube", 4, "quaternion"))
+    state = torch.tensor([[5.0, 0.3, 0.5, -2.0, 1.0, 0.0, 0.0, 0.0]])
+    seen = c.Increments(fields).features(state)[0]
+    expected = [5.0, 0.5, math.sin(0.3), math.sin(-2), math.cos(0.3), math.cos(-2), *torch.eye(3).flatten().tolist()]
+    assert seen.tolist() == pytest.approx(expected)
+    assert c.Increments(fields).feature_size == len(expected)
+    turned = state + torch.tensor([0, 2 * torch.pi, 0, -4 * torch.pi, 0, 0, 0, 0])
+    torch.testing.assert_close(c.Increments(fields).features(turned)[0], seen)
+    torch.testing.assert_close(c.Increments(fields).between(state, turned), torch.zeros(1, 7), rtol=0, atol=1e-5)
+    assert c.Increments((hinge, hinge)).feature_size == 10

@@ -293,7 +293,7 @@ def test_bad_states_and_threads(batch):
 
 def test_gym_batch_is_gymnasium_itself():
     steps, seeds = 60, (3, 8)  # longer than Reacher's own limit of 50 steps
-    batch = make_batch("Reacher-v5")
+    batch = make_batch("Reacher-v5", state="observation")
     assert isinstance(batch, GymBatch)
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (steps, len(seeds), 2)).astype(np.float32)

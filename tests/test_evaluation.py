@@ -456,6 +456,35 @@ def test_violations() -> None:
     assert limit_violation(samples - 1.0, one_sided) == pytest.approx([6 / 7, 6 / 7, (2 * 6 + 2 * 5) / 28])
 
 
+def test_a_whole_turn_is_no_error() -> None:
+    generator = np.random.default_rng(3)
+    truth = rollouts(generator, 40)
+    truth[..., 2] = generator.normal(0, 3, truth.shape[:2])  # the bearing, all round
+    mean, std = truth.mean(axis=(0, 1)), truth.std(axis=(0, 1))
+    turned = truth.copy()
+    turned[..., 2] += 2 * np.pi * generator.integers(-2, 3, truth.shape[:2])
+    samples = np.stack([turned, truth, turned], axis=1)
+    for name in ("frechet", "frechet_changes", "sliced_wasserstein", "energy_score", "crps", "diversity", "coverage90"):
+        near = measure(name, samples, truth, FIELDS, mean, std)
+        exact = measure(name, np.stack([truth] * 3, axis=1), truth, FIELDS, mean, std)
+        np.testing.assert_allclose(near, exact, rtol=0, atol=1e-6, err_msg=name)
+    assert frechet_over_time(turned, truth, mean, std).max() > 0.3  # as plain numbers they are far apart
+
+
+@pytest.mark.parametrize("spread", [1e-3, 0.1, 30.0])
+def test_an_angle_of_little_spread_is_its_z_score(spread: float) -> None:
+    angle = np.random.default_rng(0).normal(4.0, spread, (5000, 1))
+    z = standardise(angle, np.full(1, 4.0), np.full(1, spread), (Field("bearing", 1, "angle"),))
+    assert z.shape == (5000, 2)
+    if spread < 1:
+        np.testing.assert_allclose(z[:, :1], (angle - 4) / spread, atol=20 * spread**2)
+        assert np.abs(z[:, 1]).mean() < spread
+    else:
+        np.testing.assert_allclose(z.std(axis=0), 1.0, atol=0.03)  # all round
+    limited = Field("joint", 1, "angle", low=(-9.0,), high=(9.0,))
+    np.testing.assert_array_equal(standardise(angle, np.full(1, 4.0), np.full(1, spread), (limited,)), (angle - 4) / spread)
+
+
 # --- The registry and the whole ------------------------------------------------------------------------------------
 
 

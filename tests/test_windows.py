@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
@@ -14,6 +18,7 @@ from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import SPLITS, Normaliser, Transitions, trajectories
 from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.evaluation.scores import limit_violation
 from ebmtraj.fields import Field
 
 STATE = (Field("episode", 1), Field("t", 1), Field("joint", 2, "angle"), Field("turn", 4, "quaternion"), Field("still", 1))
@@ -130,8 +135,8 @@ def test_moments(store: Store) -> None:
     batch = data.at(torch.arange(len(data)))
     assert batch.action is not None
     context = normaliser.context(data.state, matrices=True)
-    assert context.shape == (len(data.state), 4 + 9 + 1)
-    torch.testing.assert_close(context.mean(0), torch.zeros(14), rtol=0, atol=1e-4)
+    assert context.shape == (len(data.state), 2 + 2 * 2 + 9 + 1)
+    torch.testing.assert_close(context.mean(0), torch.zeros(16), rtol=0, atol=1e-4)
     actions = normaliser.context(batch.state, batch.action, matrices=False)[:, 9:]
     torch.testing.assert_close(actions.std(0, unbiased=False), torch.ones(2), rtol=0, atol=1e-4)
     far = normaliser.context(batch.state + 1e4, batch.action)
@@ -202,9 +207,10 @@ def test_clamp(store: Store) -> None:
     kept = normaliser.clamp(wild)
     low, high = data.state.amin(0), data.state.amax(0)
     slack = 0.1 * (high - low) + 1e-6
-    free = [0, 1, 2, 3, 8]
-    assert (kept[:, free] >= (low - slack)[free]).all()
-    assert (kept[:, free] <= (high + slack)[free]).all()
+    held = [0, 1, 8]
+    assert (kept[:, held] >= (low - slack)[held]).all()
+    assert (kept[:, held] <= (high + slack)[held]).all()
+    assert kept[:, 2:4].equal(wild[:, 2:4])  # angles without limits turn on and on
     torch.testing.assert_close(kept[:, 4:8].norm(dim=-1), torch.ones(8), rtol=0, atol=1e-6)
     direction = wild[:, 4:8] / wild[:, 4:8].norm(dim=-1, keepdim=True)
     torch.testing.assert_close(kept[:, 4:8], direction, rtol=0, atol=1e-6)  # not bent by bounds a number each
@@ -218,3 +224,81 @@ def test_statistics_travel_with_the_weights(store: Store) -> None:
     other.load_state_dict(normaliser.state_dict())
     assert deltas(other, data).equal(deltas(normaliser, data))
     assert other.clamp(data.state).equal(normaliser.clamp(data.state))
+
+
+LIMITED = (
+    Field("joint", 4, "angle", low=(-1.0, -1.0, -0.1, -math.inf), high=(2.0, 2.0, math.inf, math.inf)),
+    Field("slide", 1, "position", low=(0.0,), high=(1e-3,)),
+)
+
+
+def limited(generator: torch.Generator, soft: float = 0.0) -> tuple[Normaliser, Transitions]:
+    """Fitted to states that keep their limits, but for a share of `soft` of those of joint 1."""
+    low, high = torch.tensor([-1.0, -1.0, -0.1, -3.0, 0.0]), torch.tensor([2.0, 2.0, 3.0, 3.0, 1e-3])
+    state = low + (high - low) * torch.rand((4000, 5), generator=generator)
+    state[: int(4000 * soft), 1] = 2.25
+    data = Transitions(state, None, torch.arange(3999), torch.arange(3999))
+    return Normaliser(LIMITED, ()).fit(data), data
+
+
+FITTED = [
+    limited(torch.Generator().manual_seed(seed), soft=0.0005) for seed in range(4)
+]  # too rare to be the simulator's own
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(0, 3),
+    st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=5, max_size=5), min_size=1, max_size=8),
+)
+def test_whatever_a_model_says_no_limit_is_violated(seed: int, rows: list[list[float]]) -> None:
+    normaliser, data = FITTED[seed]
+    kept = normaliser.clamp(torch.tensor(rows))
+    violation = limit_violation(kept[:, None, None].numpy(), LIMITED)
+    assert violation is not None
+    assert violation.max() == 0.0
+    assert kept[:, 3].equal(torch.tensor(rows)[:, 3])
+    inside = data.state[100:]  # the bounds cost nothing of what the simulator does
+    assert normaliser.clamp(inside).equal(inside)
+
+
+def test_a_limit_that_the_simulator_itself_does_not_hold_gives_way_as_far_as_the_data() -> None:
+    normaliser, data = limited(torch.Generator().manual_seed(0), soft=0.01)
+    assert normaliser.clamp(data.state).equal(data.state)
+    kept = normaliser.clamp(torch.full((1, 5), 100.0))[0]
+    assert kept[1] == 2.25
+    assert 2.0 < kept[0] <= 2.03
+    low = normaliser.clamp(torch.full((1, 5), -100.0))[0]  # the other limit of the same joint
+    assert low[1] >= -1.03
+
+
+def test_constant_fields_and_a_constant_quaternion_stay_as_they_are() -> None:
+    fields = (Field("still", 2), Field("turn", 4, "quaternion"), Field("bearing", 1, "angle"), Field("clock", 1))
+    state = torch.tensor([3.0, 0.0, 1.0, 0.0, 0.0, 0.0, 7.0, 0.0]).repeat(50, 1)
+    state[:, -1] = torch.arange(50)
+    normaliser = Normaliser(fields, ()).fit(Transitions(state, None, torch.arange(49), torch.arange(49)), whiten=True)
+    moved = normaliser.clamp(normaliser.advance(state[:-1], torch.randn(49, normaliser.increments.size)))
+    torch.testing.assert_close(moved, state[1:], rtol=0, atol=1e-5)
+    assert normaliser.context(state).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("field", "column", "message"),
+    [
+        (Field("turn", 4, "quaternion"), lambda t: torch.stack([t, t, t, t], -1), "'turn' .* quaternion.* norm of"),
+        (Field("bend", 1, "angle"), lambda t: (90 * torch.sin(t)).unsqueeze(-1), "'bend' .* radians.* degrees"),
+        (
+            Field("bend", 1, "angle", low=(-1.0,), high=(1.0,), entries=("elbow",)),
+            lambda t: (45 * torch.sin(0.01 * t)).unsqueeze(-1),
+            "'bend': entry elbow lies far beyond its limits -1 to 1",
+        ),
+    ],
+)
+def test_kinds_that_the_numbers_belie(field: Field, column: Callable[[Tensor], Tensor], message: str) -> None:
+    state = column(torch.arange(300.0))
+    data = Transitions(state, None, torch.arange(299), torch.arange(299))
+    with pytest.raises(EbmtrajError, match=message) as caught:
+        Normaliser((field,), ()).fit(data)
+    assert "\n" not in str(caught.value)
+    plain = Field("as it is", field.size)
+    assert Normaliser((plain,), ()).fit(data).state_scale.isfinite().all()

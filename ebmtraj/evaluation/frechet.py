@@ -20,13 +20,12 @@ def frechet_distance(x: Array, y: Array) -> float:
     return float(_frechet(np.asarray(x, np.float64)[None], np.asarray(y, np.float64)[None])[0])
 
 
-def frechet_over_time(
-    model: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()
-) -> FloatArray:
+def frechet_over_time(model: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()) -> FloatArray:
     """Frechet distance between model and truth across episodes, at each time step of the z-scored state.
 
-    model (N, T+1, S), truth (M, T+1, S), training mean (S,) and std (S,) -> (T+1,), no unit. Angles of `fields`
-    that turn without end count as points on a circle. Its mean over t = 1..T is "the Frechet distance" of a model. Paper: "Implicit Generation and Modeling with EBMs", section 5.2 and figure 13.
+    model (N, T+1, S), truth (M, T+1, S), training mean (S,) and std (S,) -> (T+1,), no unit; angles of `fields` that turn
+    without end as `standardise` has them. Its mean over t = 1..T is "the Frechet distance" of a model.
+    Paper: "Implicit Generation and Modeling with EBMs", section 5.2 and figure 13.
     The estimate is biased upward by an amount that falls as 1/N: compare only at equal N, and with the floor.
     """
     return _frechet(*(np.moveaxis(standardise(states, mean, std, fields), 1, 0) for states in (model, truth)))
@@ -44,9 +43,7 @@ def frechet_of_changes(model: Array, truth: Array, fields: Sequence[Field]) -> F
     return _frechet(*(np.moveaxis(standardise(each, mean, std), 1, 0) for each in (moves, true_moves)))
 
 
-def frechet_floor(
-    truth_a: Array, truth_b: Array, mean: Array, std: Array, fields: Sequence[Field] = ()
-) -> FloatArray:
+def frechet_floor(truth_a: Array, truth_b: Array, mean: Array, std: Array, fields: Sequence[Field] = ()) -> FloatArray:
     """What a perfect model would score: `frechet_over_time` between disjoint true episodes, as many on either side.
 
     truth_a (N, T+1, S), truth_b (M, T+1, S) -> (T+1,); the first min(N, M) of each are used.

@@ -22,9 +22,7 @@ from ebmtraj.fields import Field, slices
 LEVEL = 0.9  # of the central intervals that `coverage90` looks at
 
 
-def energy_score(
-    samples: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()
-) -> FloatArray | None:
+def energy_score(samples: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()) -> FloatArray | None:
     """Energy score of the z-scored state, a proper score that the true distribution alone minimises.
 
     samples (N, m, T+1, S), truth (N, T+1, S), training mean (S,) and std (S,) -> (T+1,), averaged over starts; None for
@@ -57,9 +55,7 @@ def diversity(samples: Array, mean: Array, std: Array, fields: Sequence[Field] =
     return total / (count * (count - 1) / 2)
 
 
-def crps(
-    samples: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()
-) -> FloatArray | None:
+def crps(samples: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()) -> FloatArray | None:
     """Continuous ranked probability score of each dimension of the z-scored state.
 
     samples (N, m, T+1, S), truth (N, T+1, S), training mean (S,) and std (S,) -> (T+1, S), averaged over starts; None

@@ -14,14 +14,13 @@ PROJECTIONS = 128
 SEED = 0  # of the directions, which are the same for all models
 
 
-def sliced_wasserstein(
-    model: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()
-) -> FloatArray:
+def sliced_wasserstein(model: Array, truth: Array, mean: Array, std: Array, fields: Sequence[Field] = ()) -> FloatArray:
     """Mean 1-Wasserstein distance of the z-scored state over fixed random directions, at each time step.
 
-    model (N, T+1, S), truth (N, T+1, S), training mean (S,) and std (S,) -> (T+1,), in spreads of the training data; angles as `standardise`. Biased
-    upward by about 1/sqrt(N): compare only at equal N, and with the floor. Raises `EbmtrajError` where the two count
-    differently. Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
+    model (N, T+1, S), truth (N, T+1, S), training mean (S,) and std (S,) -> (T+1,), in spreads of the training data; angles
+    of `fields` that turn without end as `standardise` has them. Biased upward by about 1/sqrt(N): compare only at equal N,
+    and with the floor. Raises `EbmtrajError` where the two count differently.
+    Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
     """
     if model.shape != truth.shape:
         raise EbmtrajError(f"sliced Wasserstein: {model.shape} against {truth.shape}; give as many of each")
