@@ -535,13 +535,13 @@ def test_evaluate_rollouts_is_strict_json_of_plain_numbers(arrays: dict[str, np.
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert (result["starts"], result["samples"], result["steps"], result["floor_starts"]) == (20, 3, 6, 20)
     samples, truth, other, mean, std = (arrays[k] for k in ("samples", "truth", "other_truth", "mean", "std"))
-    curve = frechet_over_time(samples[:, 0], truth, mean, std)
+    curve = frechet_over_time(samples[:, 0], truth, mean, std, FIELDS)
     assert result["frechet_over_time"] == curve.tolist()
     assert result["frechet"] == pytest.approx(curve[1:].mean())  # the start is no prediction
     assert result["frechet_changes"] == pytest.approx(frechet_of_changes(samples[:, 0], truth, FIELDS).mean())
-    assert result["floor"] == pytest.approx(frechet_over_time(truth, other, mean, std)[1:].mean())
+    assert result["floor"] == pytest.approx(frechet_over_time(truth, other, mean, std, FIELDS)[1:].mean())
     assert result["floor_changes"] == pytest.approx(frechet_of_changes(truth, other, FIELDS).mean())
-    scores = energy_score(samples, truth, mean, std)
+    scores = energy_score(samples, truth, mean, std, FIELDS)
     assert scores is not None
     assert result["energy_score"] == pytest.approx(scores[1:].mean())
     assert result["turning"]["model"] == pytest.approx(turning(samples, slice(3, 7)).sum(-1).mean())
@@ -556,7 +556,7 @@ def test_evaluate_rollouts_tells_model_from_truth(arrays: dict[str, np.ndarray])
     truth, other = arrays["truth"], arrays["other_truth"]
     assert result["c2st_rollout_folds"] == c2st_rollouts(arrays["samples"][:, 0], truth, FIELDS).tolist()
     assert result["c2st_null"] == pytest.approx(c2st_rollouts(other, truth, FIELDS).mean())
-    expected = sliced_wasserstein(truth, other, arrays["mean"], arrays["std"])[1:].mean()
+    expected = sliced_wasserstein(truth, other, arrays["mean"], arrays["std"], FIELDS)[1:].mean()
     assert result["floor_sliced"] == pytest.approx(expected)
     assert result["sliced_wasserstein"] == 0.0
     assert (result["rotation_ratio"], result["net_rotation_ratio"]) == (pytest.approx(1.0), pytest.approx(1.0))
@@ -620,12 +620,12 @@ def test_evaluate_rollouts_beside_the_simulator(arrays: dict[str, np.ndarray]) -
     futures[:, :, 1:, :3] += generator.normal(size=(8, 4, 6, 3))
     arrays["samples"] = futures[:, :2].repeat(3, axis=0)[:20]  # of no matter which start; as many as there are truths
     result = evaluate_rollouts(fields=FIELDS, simulator=futures, **arrays)["simulator"]  # type: ignore[arg-type]
-    scores = energy_score(futures, truth[:8], arrays["mean"], arrays["std"])
+    scores = energy_score(futures, truth[:8], arrays["mean"], arrays["std"], FIELDS)
     assert scores is not None
     assert (result["starts"], result["samples"]) == (8, 4)
     assert result["energy_score"] == pytest.approx(scores[1:].mean())
     assert result["diversity_ratio"] == pytest.approx(result["diversity_model"] / result["diversity"])
-    model = diversity(arrays["samples"][:8], arrays["mean"], arrays["std"])
+    model = diversity(arrays["samples"][:8], arrays["mean"], arrays["std"], FIELDS)
     assert model is not None
     assert result["diversity_model"] == pytest.approx(model[1:].mean())
     for wrong, message in (
@@ -650,7 +650,7 @@ def test_without_other_truth_the_floor_is_between_halves(arrays: dict[str, np.nd
     arrays.pop("other_truth")
     result = evaluate_rollouts(other_truth=None, fields=FIELDS, **arrays)  # type: ignore[arg-type]
     one, two = halves(arrays["truth"])
-    expected = frechet_over_time(one, two, arrays["mean"], arrays["std"])[1:].mean()
+    expected = frechet_over_time(one, two, arrays["mean"], arrays["std"], FIELDS)[1:].mean()
     assert result["floor"] == pytest.approx(expected)
     assert result["floor_starts"] == 10
 
