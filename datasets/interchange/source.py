@@ -318,9 +318,12 @@ def _refuse_fields(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         for key in ("low", "high"):
             limits = row.get(key)
             if limits is not None and not (
-                isinstance(limits, list) and all(isinstance(x, int | float) and math.isfinite(x) for x in limits)
+                isinstance(limits, list)
+                and all(x is None or (isinstance(x, int | float) and math.isfinite(x)) for x in limits)
             ):
-                raise EbmtrajError(f"--fields {path}: {key} of field {row['name']!r} must be a list of finite numbers")
+                raise EbmtrajError(
+                    f"--fields {path}: {key} of field {row['name']!r} must be a list of finite numbers, or null for no limit"
+                )
 
 
 # checking

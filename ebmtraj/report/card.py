@@ -328,7 +328,8 @@ def _field_table(found: Survey) -> str:
     rows = []
     for label, columns in (("state", found.state), ("action", found.action)):
         for field, place in zip(columns.fields, slices(columns.fields).values(), strict=True):
-            limits = "-" if field.low is None or field.high is None else _span(min(field.low), max(field.high))
+            ends = [value for side in field.limits() for value in side if math.isfinite(value)]
+            limits = _span(min(ends), max(ends)) if ends else "-"
             seen = _span(columns.low[place].min(), columns.high[place].max())
             rows.append((label, field.name, field.kind, field.unit or "-", str(field.size), seen, limits))
     return _table(("of", "field", "kind", "unit", "numbers", "seen", "limits"), rows, words=4)
