@@ -176,7 +176,7 @@ SMALL = ["training.steps=20", "training.batch=32", "training.check_every=5", "tr
 @pytest.mark.parametrize("stream", ["false", "true"])
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("dsm", ["network.history=2", "network.previous_control=true"]), ("gru", ["network.learn=every"])],
+    [("dsm", ["network.history=2", "network.previous_control=true"]), ("gru", ["network.learn=last"])],
 )
 def test_an_interrupted_run_ends_in_the_same_bits(
     name: str, changes: list[str], stream: str, hand_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,7 +230,7 @@ def alternating(count: int, history: int) -> Transitions:
 
 @pytest.mark.parametrize(
     ("name", "network"),
-    [("dsm", {"history": 1}), ("field", {"history": 2, "history_noise": 0.0}), ("gru", {}), ("gru", {"learn": "every"})],
+    [("dsm", {"history": 1}), ("field", {"history": 2, "history_noise": 0.0}), ("gru", {}), ("gru", {"learn": "last"})],
 )
 def test_learns_what_only_the_past_tells(name: str, network: dict[str, Any], tmp_path: Path) -> None:
     sizes = {"width": 32, "depth": 2, "history": 3}

@@ -27,7 +27,7 @@ class SequenceConfig:
     history: int = 8  # moves before the present state that it runs over
     history_noise: float = 0.0  # on those moves, in training, in standard deviations of the data
     forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins
-    learn: Literal["last", "every"] = "last"  # each window teaches its last step, or every step of it
+    learn: Literal["last", "every"] = "every"  # each window teaches its last step, or every step of it
     components: int = 8
     width: int = 128
     depth: int = 2  # of the head
