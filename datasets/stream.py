@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ebmtraj.datasets.blocks import Floats, Indices, piece_offsets
 from ebmtraj.datasets.store import SPAN_ROWS, Store
-from ebmtraj.datasets.windows import Batch
+from ebmtraj.datasets.windows import Batch, gather_past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import total_size
 
@@ -77,20 +77,22 @@ class WindowIndex:
         place = int(np.searchsorted(self._rows, row, side="right")) - 1
         return 0 if place < 0 else int(self._offsets[place] + min(row - self._rows[place], self._counts[place]))
 
-    def runs(self, first: int, last: int) -> _Runs:
-        """Windows `first` to `last` - 1 as one run an episode."""
+    def runs(self, first: int, last: int, history: int = 0) -> _Runs:
+        """Windows `first` to `last` - 1 as one run an episode, with the `history` rows before each as far as there are."""
         low = int(np.searchsorted(self._offsets, first, side="right")) - 1
         high = int(np.searchsorted(self._offsets, last, side="left"))
         begin = np.maximum(self._offsets[low:high], first)
         count = np.minimum(self._offsets[low + 1 : high + 1], last) - begin
-        rows = self._rows[low:high] + begin - self._offsets[low:high]
-        return _Runs(rows, rows - self._episodes[low:high], count, self.length)
+        ahead = begin - self._offsets[low:high]  # of the episode's first row
+        rows = self._rows[low:high] + ahead
+        return _Runs(rows, rows - self._episodes[low:high], count, np.minimum(ahead, history), self.length)
 
-    def single(self, numbers: Indices) -> _Runs:
-        """The windows with these numbers, ascending, each a run of its own."""
+    def single(self, numbers: Indices, history: int = 0) -> _Runs:
+        """The windows with these numbers, ascending, each a run of its own, with the `history` rows before it."""
         place = np.searchsorted(self._offsets, numbers, side="right") - 1
-        rows = self._rows[place] + numbers - self._offsets[place]
-        return _Runs(rows, rows - self._episodes[place], np.ones_like(rows), self.length)
+        ahead = numbers - self._offsets[place]
+        rows = self._rows[place] + ahead
+        return _Runs(rows, rows - self._episodes[place], np.ones_like(rows), np.minimum(ahead, history), self.length)
 
 
 @dataclass(frozen=True)
@@ -100,37 +102,58 @@ class _Runs:
     state: Indices  # (N,) ascending
     action: Indices  # (N,) an episode has one action row less, so its actions lie as many rows ahead as its number
     count: Indices  # (N,)
+    lead: Indices  # (N,) rows before the first start that are also seen: fewer than asked for only at an episode's start
     length: int
 
     def rows(self, name: str) -> Indices:
-        """All rows of "state" or "action" that these windows see, run after run."""
-        return _ranges(*((self.state, self.count + self.length) if name == "state" else (self.action, self._steps)))
+        """All rows of "state" or "action" that these windows see, ascending, each once."""
+        begin, end = self._ends(name)
+        rows = _ranges(begin, end - begin)
+        return rows if (end[:-1] <= begin[1:]).all() else np.unique(rows)
 
     def starts(self, name: str) -> Indices:
         """Where among `rows` each window starts, (sum(count),)."""
-        sizes = self.count + self.length if name == "state" else self._steps
-        return _ranges(piece_offsets(sizes)[:-1], self.count)
+        first = self.state if name == "state" else self.action
+        return _ranges(self._place(name, first), self.count)
 
-    @property
-    def _steps(self) -> Indices:
-        return self.count + self.length - 1
+    def firsts(self) -> Indices:
+        """Where among the rows of "state" the past of each window begins, (sum(count),)."""
+        return np.repeat(self._place("state", self.state - self.lead), self.count)
+
+    def _place(self, name: str, rows: Indices) -> Indices:
+        """Where among `rows` these stand, one of each run."""
+        begin, end = self._ends(name)
+        if (end[:-1] <= begin[1:]).all():
+            return piece_offsets(end - begin)[:-1] + rows - begin
+        return np.searchsorted(self.rows(name), rows)
+
+    def _ends(self, name: str) -> tuple[Indices, Indices]:
+        """The first row that each run sees, and the one after its last."""
+        if name == "state":
+            return self.state - self.lead, self.state + self.count + self.length
+        return self.action - self.lead, self.action + self.count + self.length - 1
 
     @staticmethod
     def joined(parts: list[_Runs]) -> _Runs:
         """These runs, one after another."""
-        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("state", "action", "count")]
-        return _Runs(columns[0], columns[1], columns[2], parts[0].length)
+        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("state", "action", "count", "lead")]
+        return _Runs(columns[0], columns[1], columns[2], columns[3], parts[0].length)
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """Windows in memory: they start at `state_starts` (W,) of `state` (R, S) and at `action_starts` of `action`."""
+    """Windows in memory: they start at `state_starts` (W,) of `state` (R, S) and at `action_starts` of `action`.
+
+    With `history`, what lies before each begins at `firsts` (W,) of `state`.
+    """
 
     length: int
     state: Tensor
     action: Tensor | None
     state_starts: Tensor
     action_starts: Tensor
+    firsts: Tensor | None
+    history: int
 
     def __len__(self) -> int:
         return len(self.state_starts)
@@ -145,7 +168,11 @@ class _Pool:
         """The first step of the windows with these numbers in the pool, `(B,)`."""
         row = self.state_starts[index]
         action = None if self.action is None else self.action.index_select(0, self.action_starts[index])
-        return Batch(self.state.index_select(0, row), action, self.state.index_select(0, row + 1))
+        past = None
+        if self.firsts is not None:
+            first, action_row = self.firsts[index], self.action_starts[index]
+            past = gather_past(self.state, self.action, row, first, action_row, self.history)
+        return Batch(self.state.index_select(0, row), action, self.state.index_select(0, row + 1), past)
 
 
 @dataclass(frozen=True)
@@ -171,16 +198,17 @@ class PoolReader:
         *,
         seed: int,
         actions: bool,
+        history: int = 0,
         device: torch.device | str = "cpu",
         span_chunks: int = SPAN_CHUNKS,
         pool_spans: int = POOL_SPANS,
     ) -> None:
-        """With `actions` false, no action is read."""
+        """With `actions` false, no action is read; with `history`, so many rows before each window are."""
         if span_chunks < 1 or pool_spans < 1:
             raise EbmtrajError(f"span_chunks = {span_chunks}, pool_spans = {pool_spans}; both must be at least 1")
         self.device = torch.device(device)
         self.waited = 0.0  # seconds that whoever draws has waited for pools
-        self._store, self._index, self._seed, self._actions = store, index, seed, actions
+        self._store, self._index, self._seed, self._actions, self._history = store, index, seed, actions, history
         rows = span_chunks * store.chunk_rows("state")
         borders = [index.before(row) for row in range(0, int(store.state_offsets[-1]), rows)]
         self._borders = np.array([*borders, len(index)], np.int64)  # span i owns windows borders[i] to borders[i + 1] - 1
@@ -235,8 +263,9 @@ class PoolReader:
         return self._ahead[1]
 
     def _load(self, spans: tuple[int, ...]) -> _Pool:
-        runs = [self._index.runs(int(self._borders[span]), int(self._borders[span + 1])) for span in spans]
-        return _load(self._store, _Runs.joined(runs), actions=self._actions, device=self.device, closing=self._closing)
+        ends = [(int(self._borders[span]), int(self._borders[span + 1])) for span in spans]
+        runs = _Runs.joined([self._index.runs(first, last, self._history) for first, last in ends])
+        return _load(self._store, runs, self._history, actions=self._actions, device=self.device, closing=self._closing)
 
 
 class RandomWindows:
@@ -303,15 +332,23 @@ class StreamedTransitions:
         *,
         seed: int = 0,
         actions: bool = False,
+        history: int = 0,
         device: torch.device | str = "cpu",
         span_chunks: int = SPAN_CHUNKS,
         pool_spans: int = POOL_SPANS,
     ) -> None:
-        """Raises `EbmtrajError` where the split holds no transition."""
-        self._store, self._actions = store, actions
+        """With `history`, each transition brings so many states before it. Raises `EbmtrajError` where there are none."""
+        self._store, self._actions, self._history = store, actions, history
         self._index = WindowIndex(store, split, 1)
         self.reader = PoolReader(
-            store, self._index, seed=seed, actions=actions, device=device, span_chunks=span_chunks, pool_spans=pool_spans
+            store,
+            self._index,
+            seed=seed,
+            actions=actions,
+            history=history,
+            device=device,
+            span_chunks=span_chunks,
+            pool_spans=pool_spans,
         )
         self._drawn = 0
 
@@ -337,12 +374,13 @@ class StreamedTransitions:
         """The transitions with these numbers, `(B,)`, read from the store: every chunk that holds one is decoded."""
         numbers, order = np.unique(index.cpu().numpy(), return_inverse=True)
         place = torch.from_numpy(order).to(self.device)
-        return self._read(self._index.single(numbers), actions=self._actions).transitions(place)
+        runs = self._index.single(numbers, self._history)
+        return self._read(runs, self._history, actions=self._actions).transitions(place)
 
     def pieces(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
         """All transitions in order, `size` at a time, each time with the state rows `(R, S)` that no earlier piece had.
 
-        Actions are read also where they are not used: a damaged store must not train a model.
+        They come without their past. Actions are read also where they are not used: a damaged store must not train a model.
         """
         for first in range(0, len(self), size):
             last = min(first + size, len(self))
@@ -353,8 +391,8 @@ class StreamedTransitions:
             shared = last < len(self) and self._index.row(last) == end
             yield piece.state[: len(piece.state) - shared], batch if self._actions else replace(batch, action=None)
 
-    def _read(self, runs: _Runs, *, actions: bool) -> _Pool:
-        return _load(self._store, runs, actions=actions, device=self.device)
+    def _read(self, runs: _Runs, history: int = 0, *, actions: bool) -> _Pool:
+        return _load(self._store, runs, history, actions=actions, device=self.device)
 
     def close(self) -> None:
         """End the reading thread."""
@@ -362,7 +400,13 @@ class StreamedTransitions:
 
 
 def _load(
-    store: Store, runs: _Runs, *, actions: bool, device: torch.device, closing: threading.Event | None = None
+    store: Store,
+    runs: _Runs,
+    history: int = 0,
+    *,
+    actions: bool,
+    device: torch.device,
+    closing: threading.Event | None = None,
 ) -> _Pool:
     def read(name: str) -> Tensor:
         return torch.from_numpy(read_rows(store, name, runs.rows(name), closing)).to(device)
@@ -370,7 +414,9 @@ def _load(
     def starts(name: str) -> Tensor:
         return torch.from_numpy(runs.starts(name)).to(device)
 
-    return _Pool(runs.length, read("state"), read("action") if actions else None, starts("state"), starts("action"))
+    firsts = torch.from_numpy(runs.firsts()).to(device) if history else None
+    action = read("action") if actions else None
+    return _Pool(runs.length, read("state"), action, starts("state"), starts("action"), firsts, history)
 
 
 def read_rows(store: Store, name: str, rows: Indices, closing: threading.Event | None = None) -> Floats:

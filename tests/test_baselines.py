@@ -332,7 +332,7 @@ def test_solvers_follow_the_flow_of_a_gaussian(solver: str, order: int) -> None:
 
 # all of them
 
-LEARN = ["gaussian", "ensemble", "mdn", "edm", "flow", "field", "dsm"]
+LEARN = ["gaussian", "ensemble", "mdn", "edm", "flow", "field", "dsm", "gru"]
 
 
 def known(count: int, seed: int) -> Transitions:
@@ -373,7 +373,7 @@ def test_learns_a_known_conditional(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(d[right].mean(0), centre, rtol=0, atol=0.12)
 
 
-OPPONENTS = ["ensemble", "mdn", "edm", "flow", "field"]
+OPPONENTS = ["ensemble", "mdn", "edm", "flow", "field", "gru"]
 SMALL = ["training.steps=20", "training.batch=32", "training.check_every=5", "training.warmup=5", "network.width=16"]
 
 
@@ -468,7 +468,16 @@ def test_a_gpu_gives_what_the_cpu_gives(name: str, hand_store: Path, tmp_path: P
         ("flow", "network.solver=rk4", "solver"),
         ("flow", "network.time.law=beta", "law"),
         ("flow", "network.time.std=-1.0", "std"),
+        ("gru", "network.history=0", "history"),
+        ("gru", "network.components=0", "components"),
+        ("gru", "network.low=3.0", "low"),
+        ("gru", "network.learn=first", "learn"),
+        ("gru", "network.width=0", "width"),
         ("field", "network.base_share=0.0", "base_share"),
+        ("field", "network.history=-1", "history"),
+        ("dsm", "network.history_noise=-0.1", "history_noise"),
+        ("gru", "network.forget=1.5", "forget"),
+        ("dsm", "network.previous_control=true", "network.history = 1"),
         ("field", "network.sampler.backend=autograd", "no energy"),
         ("field", "network.sampler.record=true", "no energy"),
     ],

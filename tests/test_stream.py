@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -280,6 +281,43 @@ def test_streamed_transitions_are_those_in_memory(store: Store) -> None:
     assert plain.at(index).action is None
     assert next(plain.pieces(9))[1].action is None
     for data in (streamed, plain):
+        data.close()
+
+
+@pytest.mark.parametrize("length", [1, 3, 12])
+def test_a_transition_brings_the_states_before_it(store: Store, length: int) -> None:
+    """Those of its episode, oldest first; where the episode begins later, stand-ins that are marked."""
+    begins = torch.from_numpy(store.read_states(np.arange(64))[store.state_offsets[:64]])
+    memory = Transitions.load(store, "train", actions=True, history=length)
+    small = StreamedTransitions(store, "train", actions=True, history=length, **SMALL)
+    large = StreamedTransitions(store, "train", actions=True, history=length)
+    noise = torch.Generator().manual_seed(0)
+    index = torch.arange(len(memory)).flip(0)
+    batches = [data.at(index) for data in (memory, small)]
+    batches += [data.sample(40, noise.manual_seed(n)) for n in range(60) for data in (memory, large, small)]
+    back = torch.arange(length, 0, -1)
+    for batch in batches:
+        past = batch.past
+        assert past is not None
+        assert past.action is not None
+        episode, t = batch.state[:, 0], batch.state[:, 1]
+        assert past.state.shape == (len(t), length, 6)
+        assert past.valid.equal(back <= t[:, None])
+        assert (past.state[..., 0] == episode[:, None]).all()
+        assert past.state[..., 1].equal((t[:, None] - back).clamp_min(0))
+        assert past.state[~past.valid].equal(begins[past.state[~past.valid][:, 0].long()])
+        assert past.action.equal(past.state[..., :2] * past.valid.unsqueeze(-1))  # the actions taken there
+    for ours, theirs in [*itertools.pairwise(batches[:2]), *zip(batches[2::3], batches[3::3], strict=True)]:
+        assert ours.past is not None
+        assert theirs.past is not None
+        assert ours.past.state.equal(theirs.past.state)
+    assert {int(n) for batch in batches[4::3] for n in batch.state[:, 0]} >= {60, 63}  # also long episodes' later spans
+    plain = StreamedTransitions(store, "train", history=length, **SMALL).at(index[:5]).past
+    assert plain is not None
+    assert plain.action is None
+    for data in (memory, small):
+        assert all(batch.past is None for _, batch in data.pieces(50))
+    for data in (small, large):
         data.close()
 
 

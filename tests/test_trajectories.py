@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.store import Store
-from ebmtraj.datasets.windows import Transitions, trajectories
+from ebmtraj.datasets.windows import Past, Transitions, trajectories
 from ebmtraj.energies.transition import TiltedPairEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -128,6 +128,10 @@ def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
         ("flow", ["network.whiten=true", "network.time.law=uniform", "network.solver=heun", "network.steps=3"]),
         ("flow", ["network.solver=euler", "network.depth=1"]),
         ("field", ["network.whiten=true", "network.sampler.steps=1", "network.sampler.ladder.predictor=none"]),
+        ("field", ["network.history=2", "network.history_noise=0.0", "network.forget=0.0"]),
+        ("dsm", ["network.history=1", "network.history_noise=0.3", "network.forget=1.0", "stream=true"]),
+        ("gru", ["network.history=1", "network.whiten=true", "network.components=2", "network.forget=0.0"]),
+        ("gru", ["network.learn=last", "network.history_noise=0.2", "network.depth=1", "stream=true"]),
     ],
 )
 def test_other_settings(
@@ -188,7 +192,10 @@ class Drift(TransitionModel):
     def stages(self) -> list[Stage]:
         return []
 
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
+        assert past is None
         return state + 1 + (0 if action is None else action)
 
 

@@ -138,7 +138,7 @@ def simulator_futures(
 def _one_step(
     model: TransitionModel, truth: Trajectories, other: Trajectories | None, seed: int, device: torch.device | str
 ) -> OneStep:
-    """Next states that the model samples from true states."""
+    """Next states that the model samples from true states, after their true past if it sees any."""
     starts, steps = truth.states.shape[0], truth.states.shape[1] - 1
     times = one_step_times(starts, steps, seed)
     rows = np.arange(starts)[:, None]
@@ -147,7 +147,8 @@ def _one_step(
     def sampled(at: np.ndarray, samples: int) -> np.ndarray:
         state = truth.states[rows, at].flatten(0, 1)
         action = truth.actions[rows, at].flatten(0, 1)[:, None] if model.actions else None
-        futures = sample_futures(model, state, 1, samples, actions=action, generator=noise)[:, :, 1]
+        past = truth.past(torch.from_numpy(at).to(state.device), model.history, actions=model.actions)
+        futures = sample_futures(model, state, 1, samples, actions=action, past=past, generator=noise)[:, :, 1]
         return futures.view(*at.shape, samples, -1).numpy()  # (N, W, m, S)
 
     given = truth.actions[rows, times].cpu().numpy() if model.actions else None

@@ -94,8 +94,8 @@ def train_transition(
         seed=recipe.training.seed,
     ).to(where)
     with (
-        closing(_open(store, "train", recipe, where)) as data,
-        closing(_open(store, "validation", recipe, where)) as held_out,
+        closing(_open(store, "train", recipe, model.history, where)) as data,
+        closing(_open(store, "validation", recipe, model.history, where)) as held_out,
     ):
         model.prepare(data)
         if not going_on:
@@ -110,10 +110,12 @@ def train_transition(
     return result, recipe
 
 
-def _open(store: Store, split: str, recipe: TransitionRecipe, device: torch.device) -> TransitionData:
+def _open(store: Store, split: str, recipe: TransitionRecipe, history: int, device: torch.device) -> TransitionData:
     if recipe.stream:
-        return StreamedTransitions(store, split, seed=recipe.training.seed, actions=recipe.actions, device=device)
-    return Transitions.load(store, split, actions=recipe.actions, device=device)
+        return StreamedTransitions(
+            store, split, seed=recipe.training.seed, actions=recipe.actions, history=history, device=device
+        )
+    return Transitions.load(store, split, actions=recipe.actions, history=history, device=device)
 
 
 def _needs_stream(store: Store, device: torch.device) -> bool:

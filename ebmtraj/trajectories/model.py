@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Normaliser, TransitionData
+from ebmtraj.datasets.windows import Normaliser, Past, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.training.loop import Trainable
@@ -31,7 +31,8 @@ def check_likelihood(low: float, high: float, beta: float = 0.0) -> None:
 class TransitionModel(Trainable):
     """p(s_t+1 | s_t) or, with actions, p(s_t+1 | s_t, a_t), in whatever form; states `(B, S)`, actions `(B, A)`.
 
-    A subclass sets `name` and `Config`, builds its networks in `__init__`, and gives `stages` and `sample_next`.
+    A subclass sets `name` and `Config`, builds its networks in `__init__`, and gives `stages` and `sample_next`. One whose
+    settings have `history` above 0 also sees that many states before the present one, as far as they are known.
     """
 
     name: ClassVar[str]
@@ -45,6 +46,7 @@ class TransitionModel(Trainable):
         self.state_size = total_size(state_fields)
         self.delta_size = self.normaliser.increments.size
         self.action_size = total_size(action_fields) if actions else 0
+        self.history: int = getattr(config, "history", 0)
         self.matrices = getattr(config, "matrices", True)  # quaternions are seen as rotation matrices
         seen = self.normaliser.increments.feature_size if self.matrices else self.state_size
         self.context_size = seen + self.action_size
@@ -58,8 +60,17 @@ class TransitionModel(Trainable):
         return self.normaliser.context(state, action, matrices=self.matrices)
 
     @abc.abstractmethod
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
-        """One sample of the state that follows, `(B, S), (B, A) or None -> (B, S)`."""
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
+        """One sample of the state that follows, `(B, S), (B, A) or None -> (B, S)`.
+
+        `past` holds `history` states; without it none is known. A model without history does not look at it.
+        """
+
+    def no_past(self, state: Tensor) -> Past:
+        """What is known at a start `(B, S)` of which only the state is given."""
+        return Past.unknown(state, self.history, self.action_size if self.actions else None)
 
     def header(self) -> dict[str, Any]:
         """What a checkpoint must say so that `load_model` gives this model back."""

@@ -20,6 +20,7 @@ from ebmtraj.trajectories.baselines.field import FieldModel
 from ebmtraj.trajectories.baselines.flow import FlowModel
 from ebmtraj.trajectories.baselines.gaussian import GaussianModel
 from ebmtraj.trajectories.baselines.mixture import MixtureModel
+from ebmtraj.trajectories.baselines.sequence import SequenceModel
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.transition import PairModel, TiltedModel
 
@@ -33,6 +34,7 @@ MODELS: dict[str, type[TransitionModel]] = {
     "edm": DiffusionModel,
     "flow": FlowModel,
     "field": FieldModel,
+    "gru": SequenceModel,
 }
 ENERGIES = ("dsm", "cd")  # the transition energies among them, by their objective
 

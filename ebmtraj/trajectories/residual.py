@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, TransitionData
+from ebmtraj.datasets.windows import Batch, Past, TransitionData
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field
 from ebmtraj.nets.base import TiltedBase
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching, gaussian_nll
+from ebmtraj.trajectories.history import check_history, forgotten, moves
 from ebmtraj.trajectories.model import TransitionModel, check_network
 
 
@@ -29,6 +32,10 @@ class ResidualConfig:
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL
     whiten: bool = False  # decorrelate the increments first
+    history: int = 0  # states before the present one that are seen, as the moves between them
+    previous_control: bool = False  # with the actions that were taken there; for models that are given actions
+    history_noise: float = 0.1  # on those moves, in training: a rollout's own are not quite the data's
+    forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=Ladder()))
 
@@ -39,6 +46,9 @@ class ResidualConfig:
                 f"network: base_share = {self.base_share}, mildness = {self.mildness}, bound = {self.bound}, "
                 f"beta = {self.beta}; it needs 0 < base_share < 1, 0 <= mildness <= 1, bound > 0 and beta >= 0"
             )
+        check_history(self.history, self.history_noise, self.forget)
+        if self.previous_control and self.history == 0:
+            raise EbmtrajError("network.previous_control = true needs a past; set network.history = 1 or more")
         if self.sampler.ladder is None:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
 
@@ -46,12 +56,21 @@ class ResidualConfig:
 class ResidualModel(TransitionModel):
     """Fit the base by its likelihood, freeze it, train a model of its residual by score matching.
 
-    A subclass makes `tilted` and names the second stage.
+    A subclass makes `tilted` and names the second stage. With history, both see the moves that led to the state.
     """
 
     config: ResidualConfig
     second: ClassVar[str]
     tilted: TiltedBase
+
+    def __init__(
+        self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: ResidualConfig
+    ) -> None:
+        super().__init__(state_fields, action_fields, actions=actions, config=config)
+        if config.previous_control and not actions:  # a rollout without actions has no previous one either
+            raise EbmtrajError("network.previous_control = true: model is given no actions; add --actions or drop it")
+        controls = self.action_size if config.previous_control else 0
+        self.context_size += config.history * (self.delta_size + controls + 1)
 
     def stages(self) -> list[Stage]:
         """The base, then the model of its residual."""
@@ -61,14 +80,34 @@ class ResidualModel(TransitionModel):
             Stage(self.second, 1 - share, self.tilted.tilt, self._residual_loss),
         ]
 
-    def _coordinates(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _coordinates(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Increment and context; with a generator, as training blurs and forgets the past."""
+        past, noise = batch.past, 0.0
+        if past is not None and generator is not None and self.training:
+            past, noise = forgotten(past, self.config.forget, generator), self.config.history_noise
         return (
             self.normaliser.delta(batch.state, batch.next_state),
-            self.context(batch.state, batch.action),
+            self._seen(batch.state, batch.action, past, noise, generator),
         )
 
+    def _seen(
+        self,
+        state: Tensor,
+        action: Tensor | None,
+        past: Past | None,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What the networks are given: the state, the action and the moves before, `(B, C)`."""
+        context = self.context(state, action)
+        if self.history == 0:
+            return context
+        past, controls = past or self.no_past(state), self.config.previous_control
+        before = moves(self.normaliser, state, past, controls=controls, noise=noise, generator=generator)
+        return torch.cat((context, before.flatten(1)), dim=-1)
+
     def _base_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch)
+        z, context = self._coordinates(batch, generator)
         mean, log_std = self.tilted.base_net(context)
         with torch.no_grad():
             validation = gaussian_nll(z, mean, log_std).mean()
@@ -81,7 +120,7 @@ class ResidualModel(TransitionModel):
         self.tilted.calibrate(*self._coordinates(data.at(index)))
 
     def _residual_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch)
+        z, context = self._coordinates(batch, generator)
         with torch.no_grad():
             base = self.tilted.base(context)
             r = self.tilted.residual(z, base)
@@ -90,9 +129,11 @@ class ResidualModel(TransitionModel):
         return loss, {"validation": loss.detach()}
 
     @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
         """Draw a residual by the annealed sampler and put it on the base."""
-        context = self.context(state, action)
+        context = self._seen(state, action, past)
         base = self.tilted.base(context)
         prepared = self.tilted.prepare(context, base)
         ladder = self.config.sampler.ladder

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch
+from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.energies.transition import TiltedPairEnergy, TiltedTransition
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -187,7 +187,9 @@ class PairModel(TransitionModel):
         return self._move_next(still, self._fresh(still, generator), sampler, generator)[:, self.context_size :]
 
     @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
         """Run a chain over the second half of the pair, the first held."""
         drawn = self._draw(state, action, generator)
         if self.config.space == "state":

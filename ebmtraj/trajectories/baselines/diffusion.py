@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch
+from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.vector_field import Denoiser
@@ -62,7 +62,9 @@ class DiffusionModel(TransitionModel):
         return loss, {"validation": loss.detach()}
 
     @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
         """Follow the probability flow from noise down the ladder, then to level 0 (Karras et al. 2022, algorithm 1)."""
         context, ladder = self.net.prepare(self.context(state, action)), self.config.ladder
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch
+from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.ensemble import EnsembleGaussianMLP
@@ -99,7 +99,9 @@ class EnsembleModel(TransitionModel):
         return loss.mean(), {}
 
     @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
         """Draw a member for each element, then from that member's Gaussian."""
         mean, log_std = self.net(self.context(state, action))
         member = choose(mean.new_zeros(len(state), self.config.members), generator)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch
+from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import MLP
 from ebmtraj.training.loop import Stage
@@ -57,7 +57,9 @@ class FeedForwardModel(TransitionModel):
         return (predicted - target).square().mean(), {}
 
     @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
         """The prediction; `generator` is not used."""
         predicted = self.net(self.context(state, action))
         if self.config.space == "state":

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch
+from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import TimeFeatures
@@ -62,7 +62,9 @@ class FlowModel(TransitionModel):
         return loss, {"validation": loss.detach()}
 
     @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
         """Follow the flow from noise at time 0 to an increment at time 1."""
         context = self.net.prepare(self.context(state, action))
         x = state.new_empty(len(state), self.delta_size).normal_(generator=generator)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch
+from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import GaussianMLP
 from ebmtraj.training.loop import Stage
@@ -64,7 +64,9 @@ class GaussianModel(TransitionModel):
         return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
 
     @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
         """Mean plus spread times a draw."""
         mean, log_std = self.net(self.context(state, action))
         noise = torch.empty_like(mean).normal_(generator=generator)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch
+from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mixture import MixtureMLP, choose, pick
@@ -71,7 +71,9 @@ class MixtureModel(TransitionModel):
         return loss, {"validation": loss.detach()}
 
     @torch.no_grad()
-    def sample_next(self, state: Tensor, action: Tensor | None, generator: torch.Generator) -> Tensor:
+    def sample_next(
+        self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
+    ) -> Tensor:
         """Draw a component, then from its Gaussian."""
         mixture = self.net(self.context(state, action))
         component = choose(mixture.log_weight, generator)

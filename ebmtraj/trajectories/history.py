@@ -1,0 +1,62 @@
+"""How a model sees the states before the present one: as the moves that led there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ebmtraj.datasets.windows import Normaliser, Past
+from ebmtraj.errors import EbmtrajError
+
+BOUND = 6.0  # moves are clamped here, in standard deviations
+
+
+def check_history(history: int, history_noise: float, forget: float) -> None:
+    """Raise `EbmtrajError` for settings that make no past."""
+    if history < 0 or history_noise < 0 or not 0 <= forget <= 1:
+        raise EbmtrajError(
+            f"network: history = {history}, history_noise = {history_noise}, forget = {forget}; "
+            "it needs history >= 0, history_noise >= 0 and 0 <= forget <= 1"
+        )
+
+
+def moves(
+    normaliser: Normaliser,
+    state: Tensor,
+    past: Past,
+    *,
+    controls: bool = False,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The normalised increments that led to `state` `(B, S)`, oldest first, `(B, H, D + 1)`, or `(B, H, D + A + 1)`.
+
+    With `controls`, each comes with the action that was taken. The last entry says whether it is known; one that is not is 0
+    throughout. With `noise`, increments are blurred by Gaussian noise of that many standard deviations of the data.
+    """
+    states = torch.cat((past.state, state.unsqueeze(1)), dim=1)
+    z = normaliser.delta(states[:, :-1], states[:, 1:])
+    if noise > 0:
+        z = z + noise * torch.empty_like(z).normal_(generator=generator)
+    parts = [z]
+    if controls:
+        if past.action is None:
+            raise EbmtrajError("this model sees the actions of the past, and the past that it is given has none")
+        parts.append((past.action - normaliser.action_mean) / normaliser.action_scale)
+    known = past.valid.unsqueeze(-1)
+    seen = torch.where(known, torch.cat(parts, dim=-1).clamp(-BOUND, BOUND), 0.0)
+    return torch.cat((seen, known.to(seen.dtype)), dim=-1)
+
+
+def forgotten(past: Past, share: float, generator: torch.Generator) -> Past:
+    """`past` cut short in a random `share` of the batch: of H states, the latest 0 to H - 1 remain.
+
+    A rollout begins without a past, and data in which hardly any episode does teaches no model how to go on from there.
+    """
+    shape, device = past.valid.shape[:1], past.valid.device
+    cut = torch.rand(shape, generator=generator, device=device) < share
+    kept = torch.randint(past.length, shape, generator=generator, device=device)
+    age = torch.arange(past.length, 0, -1, device=device)
+    return dataclasses.replace(past, valid=past.valid & ~(cut.unsqueeze(1) & (age > kept.unsqueeze(1))))
