@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ebmtraj.errors import EbmtrajError
+from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.evaluation.arrays import Array, FloatArray, check_rollouts, quaternion_slices
 from ebmtraj.evaluation.c2st import FOLDS, WINDOWS, c2st, c2st_rollouts, window_times, windows_at
 from ebmtraj.evaluation.frechet import frechet_floor, frechet_of_changes, halves
@@ -171,7 +171,7 @@ def _one_step(
             "give one for each of `one_step_times`"
         )
     if not np.isfinite(given.following).all() or not (given.futures is None or np.isfinite(given.futures).all()):
-        raise EbmtrajError("the model diverged: next states of true states hold NaN or infinity; train it longer")
+        raise DivergedError("the model diverged: next states of true states hold NaN or infinity; train it longer")
     pairs = windows_at(truth, given.times, 2)
     said = np.stack([pairs[:, :, 0], given.following], axis=2)
     results = _told_apart(

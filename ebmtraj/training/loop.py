@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmtraj.datasets.windows import Batch, TransitionData
-from ebmtraj.errors import EbmtrajError
+from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.runs import MetricsWriter, Run
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 from ebmtraj.training.guard import Guard, GuardConfig
@@ -335,7 +335,7 @@ def _roll_back(
     tries = guard.tries + 1
     if tries > config.guard.retries:
         metrics.write({"stage": stage, "step": reached, "event": "gave up", "why": fault})
-        raise EbmtrajError(
+        raise DivergedError(
             f"training diverged in stage {stage} ({fault}) and did so again after {config.guard.retries} roll-backs; "
             f"begin anew with a lower rate: --overwrite --set training.learning_rate={config.learning_rate / 4:g}"
         )
