@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from ebmtraj.cli.common import Data, Json, Overwrite, Resume, print_json, progress, say
+from ebmtraj.cli.common import Data, Json, Overwrite, Resume, print_json, progress, say, stderr
 
 if TYPE_CHECKING:  # what takes seconds to import
     from ebmtraj.report.compare import Job
@@ -108,10 +108,31 @@ def transitions(
     results = comparison_results(jobs, store, speed, command=shlex.join(["ebmtraj", *sys.argv[1:]]), missing=missing)
     write_json(out, results)
     output: dict[str, Any] = {"out": str(out), "runs": str(plan.runs), "seconds": round(time.perf_counter() - began, 1)}
+    if pictures is not None:
+        from ebmtraj.report.compare_figures import draw_comparison
+
+        output["pictures"], output["pictures_missing"] = draw_comparison(results, jobs, store, pictures)
     if json_:
         print_json({**output, **results})
         return
+    _show(results)
+    for path in output.get("pictures", []):
+        say(f"wrote {path}")
+    if output.get("pictures_missing"):
+        say(f"no pictures of the robot: {output['pictures_missing']}")
     say(f"wrote {out} ({output['seconds']:.0f} s)")
+
+
+def _show(results: dict[str, Any]) -> None:
+    """The tables, and what a reader of them should know."""
+    from ebmtraj.report.compare_table import rich_comparison
+
+    protocol = results["protocol"]
+    for task in protocol["tasks"]:
+        stderr.print(rich_comparison(results, task))
+    say("medians over the seeds, below them least and greatest; lower is better, ratios and coverage best at 1 and 0.9")
+    if protocol["starts"] and protocol["starts"] < 300:
+        say(f"note: {protocol['starts']} starts are few: Fréchet distances read too high; compare them with the floor only")
 
 
 def _line(job: Job, outcome: dict[str, Any], count: str) -> str:

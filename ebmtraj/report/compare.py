@@ -24,18 +24,21 @@ from ebmtraj.datasets.windows import SPLITS, trajectories
 from ebmtraj.device import generator, use_threads
 from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.fields import total_size
-from ebmtraj.parallel import open_pool
+from ebmtraj.parallel import Pool, open_pool
 from ebmtraj.report.assess import Assessment, assess, load_run, simulator_futures
 from ebmtraj.report.compare_rows import TASKS, Row, network_of, recipe_of
 from ebmtraj.runs import cores, read_json, write_json
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
-from ebmtraj.trajectories.fit import TransitionRecipe, train_transition
+from ebmtraj.training.loop import steps_within
+from ebmtraj.trajectories.fit import TransitionRecipe, step_cpu_seconds, train_transition
 from ebmtraj.trajectories.rollout import rollout
 
 MOST_STARTS = 500  # held-out episodes to start from, unless asked for another number
 SIMULATED_STARTS = 100  # of them, whose futures are simulated again
 SPEED_BATCH, SPEED_STEPS, SPEED_ROUNDS = 256, 5, 5
-MARK, OUTCOME, SIMULATED, FILM = "comparison.json", "outcome.json", "simulator.safetensors", "film.safetensors"
+BUDGET_ROUNDS = 3  # in which the steps that fit into the seconds are measured
+MARK, OUTCOME, BUDGETS = "comparison.json", "outcome.json", "budgets.json"
+SIMULATED, FILM = "simulator.safetensors", "film.safetensors"
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,14 @@ class Job:
         return self.path if self.row.sampler_of is None else self.path.parent.parent / self.row.sampler_of / self.path.name
 
     def recipe(self) -> TransitionRecipe:
-        """What it is trained with."""
+        """What it is to be trained with; a budget in seconds is still in seconds."""
         c = self.comparison
         return recipe_of(self.row, data=c.data, task=self.task, seed=self.seed, seconds=c.seconds)
+
+    @property
+    def budget(self) -> str:
+        """Under which name its budget is kept, which all seeds share."""
+        return f"{self.task}/{self.row.name}"
 
     def asked(self) -> dict[str, Any]:
         """Settings that decide its outcome, in plain values."""
@@ -160,6 +168,7 @@ def run_jobs(
     most = max(map(len, waves), default=0)
     if most:
         with open_pool(min(workers or cores(), most)) as pool:
+            _set_budgets(waves[0], pool)
             for wave in waves:
                 for job, outcome in zip(wave, pool.map(work, wave, lambda job: str(job.path)), strict=True):
                     on_done(job, outcome)
@@ -175,7 +184,7 @@ def work(job: Job) -> dict[str, Any]:
     try:
         facts, assessment = _train_and_measure(job)
     except DivergedError as error:
-        outcome = {"asked": asked, "diverged": str(error), "facts": {}}
+        outcome: dict[str, Any] = {"asked": asked, "diverged": str(error), "facts": {}}
     else:
         write_json(job.path / "results.json", _finite(assessment.results))
         film = {"model": assessment.samples[0, 0], "truth": assessment.truth[0]}
@@ -185,11 +194,48 @@ def work(job: Job) -> dict[str, Any]:
     return outcome
 
 
+def _step_cost(job: Job) -> float:
+    return step_cpu_seconds(job.recipe())
+
+
+def _set_budgets(jobs: Sequence[Job], pool: Pool) -> None:
+    """Turn seconds into steps, once for all seeds, while as many models are timed at once as will be trained at once.
+
+    Seconds are a core's own, in rounds over all models, so that what else the machine does hits none more than others;
+    the median of the rounds counts.
+    """
+    if not jobs:
+        return
+    path = jobs[0].comparison.runs / BUDGETS
+    budgets: dict[str, int] = read_json(path) if path.exists() else {}
+    timed = {job.budget: job for job in jobs if job.budget not in budgets and job.recipe().training.seconds is not None}
+    rounds = list(pool.map(_step_cost, [*timed.values()] * BUDGET_ROUNDS, lambda job: str(job.path)))
+    for number, (name, job) in enumerate(timed.items()):
+        seconds, cost = job.recipe().training.seconds, float(np.median(rounds[number :: len(timed)]))
+        assert seconds is not None
+        budgets[name] = steps_within(seconds, cost)
+    if timed:
+        write_json(path, budgets)
+
+
+def _with_budget(job: Job) -> TransitionRecipe:
+    """A job's recipe with its budget in steps."""
+    recipe = job.recipe()
+    if recipe.training.seconds is None:
+        return recipe
+    steps = read_json(job.comparison.runs / BUDGETS)[job.budget]
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=steps, seconds=None))
+
+
 def _train_and_measure(job: Job) -> tuple[dict[str, Any], Assessment]:
     c = job.comparison
     network = network_of(job.row) if job.row.sampler_of is not None else None
-    if network is None:  # a finished one is done at once
-        train_transition(job.recipe(), job.path, device="cpu", resume=True)
+    core: float | None = None  # seconds
+    if network is None:
+        whole = not (job.path / "checkpoints" / "resume.safetensors").exists()
+        began = time.thread_time()
+        train_transition(_with_budget(job), job.path, device="cpu", resume=True)
+        core = round(time.thread_time() - began, 1) if whole else None  # nobody knows what a killed one took
     elif network is not None:
         base = next(each for each in c.rows if each.name == job.row.sampler_of)
         said = Job(base, job.task, job.seed, c).outcome() or {}
@@ -212,6 +258,7 @@ def _train_and_measure(job: Job) -> tuple[dict[str, Any], Assessment]:
     )
     facts = {
         "train_seconds": header.get("seconds"),
+        "train_core_seconds": core,
         "train_steps": header.get("steps"),
         "parameters": parameters,
         "evaluation_seconds": round(time.perf_counter() - began, 1),
@@ -222,7 +269,7 @@ def _train_and_measure(job: Job) -> tuple[dict[str, Any], Assessment]:
 def measure_speed(
     jobs: Sequence[Job], store: Store, on_round: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[Path, float]:
-    """Milliseconds of a rollout step at a batch of 256 on one thread, one job's model after the other.
+    """Milliseconds of a core for a rollout step at a batch of 256, one job's model after the other on one thread.
 
     Rounds over all models, so that a machine that slows down slows all of them; the median of the rounds counts.
     """
@@ -242,9 +289,9 @@ def measure_speed(
                 model, _ = load_run(job.trained, store, network=network_of(job.row) if job.row.sampler_of else None)
                 noise = generator(0)
                 for steps in (1, SPEED_STEPS):  # the first warms up
-                    began = time.perf_counter()
+                    began = time.thread_time()  # other processes' time is not the model's
                     rollout(model, start, steps, actions=actions if model.actions else None, generator=noise)
-                    taken = 1e3 * (time.perf_counter() - began) / steps
+                    taken = 1e3 * (time.thread_time() - began) / steps
                 times[job.path].append(taken)
             on_round(number + 1, SPEED_ROUNDS)
         return {path: float(np.median(values)) for path, values in times.items()}

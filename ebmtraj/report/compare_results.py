@@ -52,7 +52,7 @@ FLOORS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "simulator_energy_score": lambda r: r["simulator"] and r["simulator"]["energy_score"],  # of the simulated starts
     "simulator_diversity": lambda r: r["simulator"] and r["simulator"]["diversity"],
 }
-FACTS = ("train_seconds", "train_steps", "parameters", "evaluation_seconds")
+FACTS = ("train_seconds", "train_core_seconds", "train_steps", "parameters", "evaluation_seconds")
 SUMMARISED = (*METRICS, "ms_per_step", *FACTS)
 
 
@@ -166,7 +166,7 @@ def _protocol(
             "coverage90": f"of next states from {EXACT} samples"
             if comparison.samples < EXACT
             else f"of rollouts from {comparison.samples} samples",
-            "ms_per_step": "a rollout step of a batch of 256 on one thread, median over rounds that visit all models",
+            "ms_per_step": "a core's time of a rollout step of a batch of 256, median over rounds that visit all models",
         },
     }
 

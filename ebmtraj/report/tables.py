@@ -15,7 +15,21 @@ from ebmtraj.report.style import ordered, title
 Values: TypeAlias = Mapping[str, Mapping[str, float | None]]
 
 REFERENCES = ("truth", "floor")  # not models: never the best
-HEADERS = {"ebm": "EBM", "energy": "EBM", "dsm": "EBM (DSM)", "cd": "EBM (CD)", "gaussian": "Gaussian", "fc": "FC"}
+HEADERS = {
+    "ebm": "EBM",
+    "energy": "EBM",
+    "dsm": "EBM (DSM)",
+    "cd": "EBM (CD)",
+    "field": "vector field, our base",
+    "edm": "EDM diffusion",
+    "flow": "flow matching",
+    "gru": "GRU, mixture head",
+    "mdn": "MDN",
+    "ensemble": "5-net ensemble",
+    "gaussian": "Gaussian",
+    "fc-delta": "FC on deltas",
+    "fc": "FC",
+}
 
 
 @dataclass(frozen=True)

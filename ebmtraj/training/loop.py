@@ -200,8 +200,14 @@ def train(
     return Result(state.total, seconds, state.best_loss, guard.tries)
 
 
-def steps_for(seconds: float, model: Trainable, data: TransitionData, config: TrainingConfig, trial: int = 30) -> int:
-    """How many steps fit into `seconds`, timed on a copy of the model that is thrown away."""
+def step_time(
+    model: Trainable,
+    data: TransitionData,
+    config: TrainingConfig,
+    trial: int = 30,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of an optimiser step, all stages by their shares, timed on a copy of the model that is thrown away."""
     probe = copy.deepcopy(model)
     shares = probe.stages()
     cost = 0.0
@@ -210,12 +216,17 @@ def steps_for(seconds: float, model: Trainable, data: TransitionData, config: Tr
         guard = Guard(config.guard)
         times = []
         for _ in range(trial):
-            start = time.perf_counter()
+            start = clock()
             loss, _ = _step(probe, stage, state, data, config, trial, guard)
             loss.item()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         cost += stage.share * sorted(times)[trial // 2]
-    return max(1, int(0.95 * seconds / cost))  # validation and checkpoints take the rest
+    return cost
+
+
+def steps_within(seconds: float, cost: float) -> int:
+    """How many steps of `cost` seconds fit into `seconds`; validation and checkpoints take a twentieth."""
+    return max(1, int(0.95 * seconds / cost))
 
 
 def _step(
