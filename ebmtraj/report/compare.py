@@ -6,8 +6,6 @@ Every model, task and seed is a job with a folder of its own, so that a comparis
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -178,8 +176,6 @@ def run_jobs(
 def work(job: Job) -> dict[str, Any]:
     """Train a job's model if it has one, measure it, and write down what it came to; goes on where it was killed."""
     use_threads(1)
-    if multiprocessing.parent_process() is not None:  # a worker is ended in its sleep: joblib would leave a semaphore behind
-        os.environ["JOBLIB_MULTIPROCESSING"] = "0"
     asked = job.asked()
     try:
         facts, assessment = _train_and_measure(job)
