@@ -74,14 +74,16 @@ def assess(
     device: torch.device | str = "cpu",
     simulator: np.ndarray | None = None,
     network: Mapping[str, Any] | None = None,
+    quick: bool = False,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Assessment:
     """Roll a run out from held-out starts and measure it.
 
     The floor compares the same number of other true episodes (from the train split) with the truth. `simulator` are other
     true futures of the first starts, from `simulator_futures`; a model that is given the recorded actions is not compared
-    with them. `network` are other settings than the run's own, as in `load_model`. Raises `EbmtrajError` where the run or
-    store is not fit, or the model's rollouts are not finite.
+    with them. `network` are other settings than the run's own, as in `load_model`. `quick` leaves out what takes most of
+    the time: C2ST, scores of one step, and penetration. Raises `EbmtrajError` where the run or store is not fit, or the
+    model's rollouts are not finite.
     """
     model, header = load_run(path, store, device, network)
     truth = trajectories(store, split, steps, limit=starts, device=device)
@@ -98,7 +100,7 @@ def assess(
         on_step=on_step,
     ).numpy()
     seconds = time.perf_counter() - began
-    one_step = _one_step(model, truth, other, seed, device)
+    one_step = None if quick else _one_step(model, truth, other, seed, device)
     true_states = truth.states.cpu().numpy()
     mean, scale = model.normaliser.state_mean.cpu().numpy(), model.normaliser.state_scale.cpu().numpy()
     results = {
@@ -124,7 +126,8 @@ def assess(
             scale,
             one_step=one_step,
             simulator=None if model.actions else simulator,
-            penetration=_penetration(store),
+            penetration=None if quick else _penetration(store),
+            classifier=not quick,
             seed=seed,
         ),
     }
