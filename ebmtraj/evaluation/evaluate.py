@@ -113,8 +113,8 @@ def evaluate_rollouts(
         results |= _summary("floor_sliced", sliced_wasserstein(two, one, mean, std), steps)
         results["floor_starts"] = floor_starts
 
-        for name, model, true in (("c2st_rollout", samples[:, 0], truth), ("c2st_null", two, one)):
-            results |= _told_apart(name, c2st_rollouts, model, true, fields, seed=seed) if classifier else _untold(name)
+        for name, x, y in (("c2st_rollout", samples[:, 0], truth), ("c2st_null", two, one)):
+            results |= _told_apart(name, c2st_rollouts, x, y, fields, seed=seed) if classifier else _untold(name)
         results |= _coverage("coverage90", coverage90(samples, truth, fields), count, starts)
         if one_step is not None:
             results |= _one_step(one_step, truth, other_truth, fields, seed)

@@ -65,7 +65,8 @@ def comparison_results(
     """
     comparison = jobs[0].comparison
     rows, measured = [], {}
-    for job in jobs:
+    order = {row.name: place for place, row in enumerate(comparison.rows)}
+    for job in sorted(jobs, key=lambda job: (comparison.tasks.index(job.task), order[job.row.name], job.seed)):
         outcome = job.outcome()
         if outcome is None:
             raise EbmtrajError(f"{job.path} is not done; run the comparison again with --resume")
