@@ -19,6 +19,8 @@ from ebmtraj.cli.common import Data, Json, Overwrite, Resume, print_json, progre
 if TYPE_CHECKING:  # what takes seconds to import
     from ebmtraj.report.compare import Job
 
+WIDE = 160  # characters of a table that goes to a file
+
 app = typer.Typer(help="Train and measure models side by side under one protocol.", no_args_is_help=True)
 
 
@@ -105,7 +107,7 @@ def transitions(
     with progress() as bar:
         task = bar.add_task("timing a step", total=None, note="")
         speed = measure_speed(jobs, store, lambda n, total: bar.update(task, completed=n, total=total))
-    results = comparison_results(jobs, store, speed, command=shlex.join(["ebmtraj", *sys.argv[1:]]), missing=missing)
+    results = comparison_results(jobs, store, speed, command=_command(), missing=missing)
     write_json(out, results)
     output: dict[str, Any] = {"out": str(out), "runs": str(plan.runs), "seconds": round(time.perf_counter() - began, 1)}
     if pictures is not None:
@@ -123,13 +125,18 @@ def transitions(
     say(f"wrote {out} ({output['seconds']:.0f} s)")
 
 
+def _command() -> str:
+    """What was asked for, without how far it had come and how it is printed."""
+    return shlex.join(["ebmtraj", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite", "--json"))])
+
+
 def _show(results: dict[str, Any]) -> None:
     """The tables, and what a reader of them should know."""
     from ebmtraj.report.compare_table import rich_comparison
 
     protocol = results["protocol"]
     for task in protocol["tasks"]:
-        stderr.print(rich_comparison(results, task))
+        stderr.print(rich_comparison(results, task), width=None if stderr.is_terminal else WIDE)
     say("medians over the seeds, below them least and greatest; lower is better, ratios and coverage best at 1 and 0.9")
     if protocol["starts"] and protocol["starts"] < 300:
         say(f"note: {protocol['starts']} starts are few: Fréchet distances read too high; compare them with the floor only")

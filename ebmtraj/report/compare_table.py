@@ -47,10 +47,10 @@ def markdown_comparison(results: Mapping[str, Any], task: str) -> str:
 def rich_comparison(results: Mapping[str, Any], task: str) -> Table:
     """The same table for the terminal."""
     header, lines = _cells(results, task)
-    table = Table(title=task, title_justify="left", header_style="bold", padding=(0, 0))
-    table.add_column(header[0], no_wrap=True)
+    table = Table(title=task, title_justify="left", header_style="bold")
+    table.add_column(header[0].partition(", ")[2], no_wrap=True)
     for name in header[1:]:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace(" / ", " /\n").replace(" ", "\n", 1), justify="right")
     for name, cells in lines:
         shown = []
         for middle, spread, best in cells:
