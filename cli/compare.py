@@ -19,7 +19,7 @@ from ebmtraj.cli.common import Data, Json, Overwrite, Resume, print_json, progre
 if TYPE_CHECKING:  # what takes seconds to import
     from ebmtraj.report.compare import Job
 
-WIDE = 160  # characters of a table that goes to a file
+WIDE = 200  # characters of a table that goes to a file
 
 app = typer.Typer(help="Train and measure models side by side under one protocol.", no_args_is_help=True)
 

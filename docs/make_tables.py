@@ -163,8 +163,8 @@ def transitions_table(results: dict[str, Any]) -> str:
     tables = "\n".join(markdown_comparison(results, task) for task in protocol["tasks"])
     trained, seeds = protocol["data"]["splits"]["train"], len(protocol["seeds"])
     how = (
-        f"{protocol['seconds']:g} s of one core for each training on {trained:,} episodes, {protocol['steps']}-step rollouts "
-        f"from {protocol['starts']} {protocol['split']} episodes, {protocol['samples']} of each start"
+        f"{protocol['seconds']:g} s of one core for each training on {trained:,} episodes, {protocol['steps']}-step "
+        f"rollouts from {protocol['starts']} {protocol['split']} episodes, {protocol['samples']} of each start"
     )
     return (
         f"{tables}\nMedians over {seeds} seed{'s' * (seeds != 1)}, least and greatest beside them; {how}. Lower is better; "
