@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ebmtraj import __version__
-from ebmtraj.cli import collect, data, demo, evaluate, policy, rollout, train
+from ebmtraj.cli import collect, compare, data, demo, evaluate, policy, rollout, train
 from ebmtraj.errors import EbmtrajError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(train.app, name="train")
 app.command("rollout")(rollout.rollout_command)
 app.command("evaluate")(evaluate.evaluate_command)
+app.add_typer(compare.app, name="compare")
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
     except EbmtrajError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        resumable = sys.argv[1:2] in (["collect"], ["train"], ["policy"], ["data"])
+        resumable = sys.argv[1:2] in (["collect"], ["train"], ["policy"], ["data"], ["compare"])
         _fail("interrupted" + ("; run the same command with --resume to go on" if resumable else ""), 130)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what typer raises for a wrong option or value

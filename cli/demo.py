@@ -142,7 +142,7 @@ def _stages(plan: DemoRecipe, out: Path, seed: int, shell: _Shell) -> dict[str, 
             panel: [
                 *("evaluate", *(str(out / panel / name) for name in trainings), "--data", store),
                 *("--steps", str(e.steps), "--samples", str(e.samples), "--seed", str(seed), "--device", shell.device),
-                *("--threads", str(wide), "--pictures", str(out / "figures" / panel)),
+                *("--threads", str(wide), "--quick", "--pictures", str(out / "figures" / panel)),
             ]
             for panel in PANELS
         }

@@ -9,6 +9,19 @@ import typer
 
 from ebmtraj.cli.common import Data, Device, Json, Overwrite, Seed, print_json, progress, say, stderr
 
+SIMULATED_STARTS = 100  # of the held-out episodes, with --simulator
+FLOORS = {  # metrics of the table, and what the truth scores
+    "frechet": "floor",
+    "frechet_changes": "floor_changes",
+    "sliced_wasserstein": "floor_sliced",
+    "c2st_rollout": "c2st_null",
+    "c2st_one_step": "c2st_one_step_null",
+}
+PLAIN = ("energy_score", "limit_violation", "diversity", "coverage90", "rotation_ratio", "net_rotation_ratio")
+AGAINST_TRUTH = {  # where the ratio to the truth is kept, and its name in the table
+    ("penetration", "ratio_mean"): "penetration / truth",
+    ("simulator", "diversity_ratio"): "diversity / simulator",
+}
 PICTURES = ("frechet.png", "strip.png", "rollouts.gif")
 
 
@@ -19,6 +32,16 @@ def evaluate_command(
     samples: Annotated[int, typer.Option(help="Futures of each start (the energy score needs two).", min=1)] = 4,
     starts: Annotated[int | None, typer.Option(help="Held-out episodes to start from. [default: all]", min=4)] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    simulator: Annotated[
+        bool,
+        typer.Option(
+            "--simulator",
+            help="Also simulate other true futures of the first starts, for the diversity that is to be had (a minute).",
+        ),
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out what takes most of the time: C2ST, one step alone, penetration.")
+    ] = False,
     pictures: Annotated[Path | None, typer.Option(help="Folder for a figure, a strip and a GIF of all runs.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -36,7 +59,7 @@ def evaluate_command(
     from ebmtraj.datasets.store import Store
     from ebmtraj.device import choose_device, use_threads
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.report.assess import Assessment, assess, load_run
+    from ebmtraj.report.assess import Assessment, assess, load_run, simulator_futures
     from ebmtraj.runs import write_json
 
     where = choose_device(device)
@@ -51,6 +74,11 @@ def evaluate_command(
     store = Store.open(data)
     for run in runs:  # before any work: is each fit?
         load_run(run, store)
+    futures = None
+    if simulator:
+        say("simulating other true futures ...")
+        many = SIMULATED_STARTS if starts is None else min(starts, SIMULATED_STARTS)
+        futures = simulator_futures(store, steps=steps, samples=max(2, samples), starts=many, split=split, workers=threads)
     done: dict[str, Assessment] = {}
     with progress() as bar:
         for name, run in names.items():
@@ -64,6 +92,8 @@ def evaluate_command(
                 split=split,
                 seed=seed,
                 device=where,
+                simulator=futures,
+                quick=quick,
                 on_step=lambda n, total, task=task: bar.update(task, completed=n, total=total),  # type: ignore[misc]
             )
     for name, run in names.items():
@@ -106,12 +136,16 @@ def _show(results: dict[str, Any]) -> None:
         name, result = next(iter(results.items()))
         stderr.print(evaluation_table(result, name))
         return
-    wanted = ["frechet", "frechet_changes", "energy_score", "diversity", "limit_violation"]
+    wanted = [name for name in (*FLOORS, *PLAIN) if any(result.get(name) is not None for result in results.values())]
     rows = metrics_by_model(results, wanted)
     first = next(iter(results.values()))
-    rows["frechet"]["floor"], rows["frechet_changes"]["floor"] = first["floor"], first["floor_changes"]
+    for name in set(FLOORS) & set(wanted):
+        rows[name]["floor"] = first.get(FLOORS[name])
+    for (name, key), label in AGAINST_TRUTH.items():
+        if any(result[name] for result in results.values()):
+            rows[label] = {model: (result[name] or {}).get(key) for model, result in results.items()}
     say(f"{first['starts']} held-out episodes x {first['steps']} steps")
-    stderr.print(rich_table(rows))
+    stderr.print(rich_table(rows, not_ranked=(*PLAIN[2:], *AGAINST_TRUTH.values())))
 
 
 def _draw(done: dict[str, Any], store: Any, folder: Path) -> tuple[list[str], str | None]:

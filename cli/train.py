@@ -26,7 +26,9 @@ def transition(
         str | None,
         typer.Option(help="Of the energy: dsm (base + energy by score matching, the default) or cd (the paper's)."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="energy, or a baseline: fc, gaussian.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="energy, or a baseline: fc, gaussian, ensemble, mdn, edm, flow, field.")
+    ] = None,
     actions: Annotated[
         bool | None, typer.Option("--actions/--no-actions", help="Learn E(s, a, s') instead of E(s, s').")
     ] = None,

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ebmtraj.report.compare_table import markdown_comparison
 from ebmtraj.report.style import title
 from ebmtraj.report.tables import markdown_table
 
@@ -156,11 +157,28 @@ def data_table(scale: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\nEach file names the command that made it.\n"
 
 
+def transitions_table(results: dict[str, Any]) -> str:
+    """Transition models side by side, a table a task, as markdown."""
+    protocol, machine = results["protocol"], results["protocol"]["machine"]
+    tables = "\n".join(markdown_comparison(results, task) for task in protocol["tasks"])
+    trained, seeds = protocol["data"]["splits"]["train"], len(protocol["seeds"])
+    how = (
+        f"{protocol['seconds']:g} s of one core for each training on {trained:,} episodes, {protocol['steps']}-step "
+        f"rollouts from {protocol['starts']} {protocol['split']} episodes, {protocol['samples']} of each start"
+    )
+    return (
+        f"{tables}\nMedians over {seeds} seed{'s' * (seeds != 1)}, least and greatest beside them; {how}. Lower is better; "
+        f"ratios are best at 1, coverage at 0.9. {machine['processor']}, {machine['cores']} cores; made by "
+        f"`{protocol['command']}`, every number in [docs/results/transitions.json](docs/results/transitions.json).\n"
+    )
+
+
 TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
     "demo": ("demo", demo_table),
     "cd": ("cd", cd_table),
     "policy": ("policy", policy_table),
     "data": ("scale", data_table),
+    "transitions": ("transitions", transitions_table),
 }
 
 
@@ -173,8 +191,10 @@ def load(name: str) -> dict[str, Any]:
 def fill(text: str) -> str:
     """The README with its tables made anew."""
     for name, (file, table) in TABLES.items():
-        results = load(file)
         start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
+        if start not in text:
+            continue
+        results = load(file)
         before, _, rest = text.partition(start)
         _, _, after = rest.partition(end)
         text = f"{before}{start}\n{table(results)}{end}{after}"

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see."""
+"""The exceptions that a user is meant to see."""
 
 
 class EbmtrajError(Exception):
@@ -6,3 +6,7 @@ class EbmtrajError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class DivergedError(EbmtrajError):
+    """A model whose training or rollouts did not stay finite: a fault of that model alone, which others can outlive."""

@@ -30,6 +30,7 @@ Name = Callable[[Any], str]  # what an item is called in an error
 Backend = Literal["local", "ray"]
 
 RETRIES = 1  # how often an item whose worker died is tried again
+FAREWELL = 5.0  # s in which a worker that waits ends by itself
 SAME_ON_ALL_NODES = ("ebmtraj", "numpy", "scipy", "mujoco", "gymnasium", "gymnasium-robotics")
 
 
@@ -153,7 +154,7 @@ class ProcessPool(Pool):
             threads, self._threads = self._threads, None
             started, self._started = self._started, []
         for worker in started:
-            worker.terminate()
+            worker.finish()
         if threads is not None:
             threads.shutdown(cancel_futures=True)
         for worker in started:
@@ -170,12 +171,23 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
+        self._busy = False
 
     def ask(self, function: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
         """Whether the call went well, and its answer or what it raised; raises `EOFError` or `OSError` for a death."""
+        self._busy = True
         self._pipe.send((function, item))
         answer: tuple[bool, Any] = self._pipe.recv()
+        self._busy = False
         return answer
+
+    def finish(self) -> None:
+        """End the process: one that waits for a call ends by itself, and frees what libraries hold (locks of codecs)."""
+        if self._busy:
+            self.terminate()
+        else:
+            self._pipe.close()
+            self.process.join(FAREWELL)
 
     def terminate(self) -> None:
         """Ask the process to end, and with it what it has started: a library's probe would complain of a broken pipe."""

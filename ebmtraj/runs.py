@@ -23,7 +23,7 @@ from typing import Any
 from ebmtraj import __version__
 from ebmtraj.errors import EbmtrajError
 
-_LIBRARIES = ("torch", "numpy", "scipy", "mujoco", "gymnasium", "gymnasium-robotics", "zarr", "safetensors")
+_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "mujoco", "gymnasium", "gymnasium-robotics", "zarr", "safetensors")
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

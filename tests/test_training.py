@@ -26,7 +26,7 @@ from ebmtraj.runs import Run
 from ebmtraj.training import losses
 from ebmtraj.training.checkpoint import load_tensors, load_weights, save_tensors
 from ebmtraj.training.guard import Guard, GuardConfig
-from ebmtraj.training.loop import Result, Stage, TrainingConfig, _plan, _schedule, steps_for
+from ebmtraj.training.loop import Result, Stage, TrainingConfig, _plan, _schedule, step_time, steps_within
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
 from ebmtraj.trajectories.registry import load_model, make_model
 
@@ -295,7 +295,7 @@ def test_timing_leaves_the_model_alone(hand_store: Path) -> None:
         model.eval()
         before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
         extra = copy.deepcopy(model.extra_state())
-        steps = steps_for(10.0, model, data, recipe.training, trial=5)
+        steps = steps_within(10.0, step_time(model, data, recipe.training, trial=5))
         assert 100 < steps < 10**6
         assert equal(before, model.state_dict())
         assert equal(extra[0], model.extra_state()[0])

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ebmtraj.datasets.coordinates import Increments, quaternion_conjugate, quaternion_log, quaternion_multiply
-from ebmtraj.errors import EbmtrajError
+from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.fields import Field, slices, total_size
 
 Array: TypeAlias = NDArray[Any]
@@ -107,7 +107,7 @@ def check_rollouts(
     if wrong.any():
         bad = int(np.any(wrong, axis=-1).sum())
         first = int(np.argmax(np.any(wrong, axis=(0, 1))))
-        raise EbmtrajError(
+        raise DivergedError(
             f"the model diverged: {bad} of {starts * count} rollouts hold NaN or numbers beyond 1e30 from step {first} "
             "on; train it longer or with a lower learning rate"
         )

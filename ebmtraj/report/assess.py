@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,18 @@ class Assessment:
     truth: np.ndarray
 
 
-def load_run(path: Path, store: Store, device: torch.device | str = "cpu") -> tuple[TransitionModel, dict[str, Any]]:
-    """The best model of a run; raises `EbmtrajError` where its dimensions are not the store's."""
+def load_run(
+    path: Path, store: Store, device: torch.device | str = "cpu", network: Mapping[str, Any] | None = None
+) -> tuple[TransitionModel, dict[str, Any]]:
+    """The best model of a run, `network` as in `load_model`.
+
+    Raises `EbmtrajError` where there is none, or its dimensions are not the store's.
+    """
     Run.open(path)
     checkpoint = path / "checkpoints" / "best.safetensors"
     if not checkpoint.exists():
         raise EbmtrajError(f"run {path} has no finished checkpoint; finish it with ebmtraj train transition --resume")
-    model, header = load_model(checkpoint, device)
+    model, header = load_model(checkpoint, device, network)
     for label, mine, theirs in (
         ("state", model.state_fields, store.state_fields),
         ("action", model.action_fields, store.action_fields),
@@ -68,15 +73,19 @@ def assess(
     seed: int = 0,
     device: torch.device | str = "cpu",
     simulator: np.ndarray | None = None,
+    network: Mapping[str, Any] | None = None,
+    quick: bool = False,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Assessment:
     """Roll a run out from held-out starts and measure it.
 
     The floor compares the same number of other true episodes (from the train split) with the truth. `simulator` are other
     true futures of the first starts, from `simulator_futures`; a model that is given the recorded actions is not compared
-    with them. Raises `EbmtrajError` where the run or store is not fit, or the model's rollouts are not finite.
+    with them. `network` are other settings than the run's own, as in `load_model`. `quick` leaves out what takes most of
+    the time: C2ST, scores of one step, and penetration. Raises `EbmtrajError` where the run or store is not fit, or the
+    model's rollouts are not finite.
     """
-    model, header = load_run(path, store, device)
+    model, header = load_run(path, store, device, network)
     truth = trajectories(store, split, steps, limit=starts, device=device)
     other = _other_truth(store, split, truth, steps)
     recipe = read_toml(path / "config.toml")
@@ -91,7 +100,7 @@ def assess(
         on_step=on_step,
     ).numpy()
     seconds = time.perf_counter() - began
-    one_step = _one_step(model, truth, other, seed, device)
+    one_step = None if quick else _one_step(model, truth, other, seed, device)
     true_states = truth.states.cpu().numpy()
     mean, scale = model.normaliser.state_mean.cpu().numpy(), model.normaliser.state_scale.cpu().numpy()
     results = {
@@ -117,7 +126,8 @@ def assess(
             scale,
             one_step=one_step,
             simulator=None if model.actions else simulator,
-            penetration=_penetration(store),
+            penetration=None if quick else _penetration(store),
+            classifier=not quick,
             seed=seed,
         ),
     }

@@ -28,7 +28,8 @@ def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, co
     if not panels:
         raise EbmtrajError(f"no curves to draw in {path}; evaluate a model first")
     everyone = ordered({name for lines in panels.values() for name in lines})
-    figure, axes = new_figure(len(panels))
+    columns = min(4, len(everyone)) if len(everyone) <= 6 else 3
+    figure, axes = new_figure(len(panels), height=3.7 if len(everyone) <= 6 else 4.0 + 0.15 * len(everyone))
     handles: dict[str, Any] = {}
     for axis, (panel, lines) in zip(axes, panels.items(), strict=True):
         longest = 1
@@ -42,7 +43,7 @@ def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, co
                 shown,
                 color=style.color,
                 linestyle=style.dash,
-                linewidth=1.8 if floor else 2.4,
+                linewidth=1.8 if floor or len(everyone) > 6 else 2.4,
                 label=style.label,
                 zorder=2 if floor else 3,
             )
@@ -60,7 +61,7 @@ def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, co
     figure.legend(
         handles=[handles[name] for name in ordered(handles)],
         loc="outside lower center",
-        ncols=min(4, len(handles)),
+        ncols=columns,
         frameon=False,
         fontsize=12,
         handlelength=2.6,

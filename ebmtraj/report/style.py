@@ -29,7 +29,7 @@ class Look:
     dash: str | tuple[float, tuple[float, ...]] = "-"
 
 
-# Okabe & Ito's colours, told apart by colour-blind readers; dashes tell them apart in print.
+# Okabe & Ito's colours, told apart by colour-blind readers, and three darker ones; dashes tell them apart in print.
 _BLUE, _GREEN, _VERMILLION, _PURPLE, _ORANGE, _SKY = (
     "#0072b2",
     "#009e73",
@@ -38,18 +38,30 @@ _BLUE, _GREEN, _VERMILLION, _PURPLE, _ORANGE, _SKY = (
     "#e69f00",
     "#56b4e9",
 )
+_BROWN, _VIOLET, _OLIVE = "#7f3b08", "#6a3d9a", "#8c8c00"
+_DASHED, _DOTTED, _DASH_DOT = (0, (5, 1.2)), (0, (1.2, 1.2)), (0, (7, 1.2, 1.5, 1.2))
 LOOKS: dict[str, Look] = {
     "ebm": Look("energy (EBM)", _BLUE),
     "energy": Look("energy (EBM)", _BLUE),
-    "gaussian": Look("Gaussian", _GREEN, (0, (5, 1.2))),
-    "fc": Look("feed-forward (FC)", _VERMILLION, (0, (7, 1.2, 1.5, 1.2))),
     "dsm": Look("energy (DSM)", _BLUE),
     "cd": Look("energy (CD)", _PURPLE),
+    "field": Look("vector field, our base", _SKY),
+    "edm": Look("diffusion (EDM)", _ORANGE),
+    "flow": Look("flow matching", _OLIVE, _DASHED),
+    "gru": Look("GRU, mixture head", _VIOLET, _DASH_DOT),
+    "mdn": Look("mixture density (MDN)", _BROWN, _DASHED),
+    "ensemble": Look("ensemble of Gaussians", _GREEN, _DOTTED),
+    "gaussian": Look("Gaussian", _GREEN, _DASHED),
+    "fc-delta": Look("FC on deltas", _VERMILLION, _DOTTED),
+    "fc": Look("feed-forward (FC)", _VERMILLION, _DASH_DOT),
     "floor": Look("floor (truth against truth)", GREY, (0, (4, 3))),
     "truth": Look("truth", INK),
 }
-_SPARE = (_ORANGE, _SKY, _PURPLE)
-ORDER = ("truth", "ebm", "energy", "dsm", "cd", "gaussian", "fc")
+_SPARE = ("#a6761d", "#1b7837", "#c51b7d")
+ORDER = (
+    *("truth", "ebm", "energy", "dsm", "cd", "field", "edm", "flow", "gru", "mdn", "ensemble"),
+    *("gaussian", "fc-delta", "fc"),
+)
 
 
 def look(name: str, others: Iterable[str] = ()) -> Look:

@@ -10,12 +10,27 @@ from typing import Any, TypeAlias
 from rich.table import Table
 from rich.text import Text
 
+from ebmtraj.evaluation.scores import LEVEL
 from ebmtraj.report.style import ordered, title
 
 Values: TypeAlias = Mapping[str, Mapping[str, float | None]]
 
 REFERENCES = ("truth", "floor")  # not models: never the best
-HEADERS = {"ebm": "EBM", "energy": "EBM", "dsm": "EBM (DSM)", "cd": "EBM (CD)", "gaussian": "Gaussian", "fc": "FC"}
+HEADERS = {
+    "ebm": "EBM",
+    "energy": "EBM",
+    "dsm": "EBM (DSM)",
+    "cd": "EBM (CD)",
+    "field": "vector field, our base",
+    "edm": "EDM diffusion",
+    "flow": "flow matching",
+    "gru": "GRU, mixture head",
+    "mdn": "MDN",
+    "ensemble": "5-net ensemble",
+    "gaussian": "Gaussian",
+    "fc-delta": "FC on deltas",
+    "fc": "FC",
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +79,10 @@ def rich_table(
     ratio: tuple[str, str] | None = ("fc", "ebm"),
     higher_is_better: Iterable[str] = (),
     columns: Sequence[str] | None = None,
+    not_ranked: Iterable[str] = (),
 ) -> Table:
-    """The same table for the terminal: `console.print(rich_table(results["frechet"]))`."""
-    header, lines = _cells(values, corner, ratio, set(higher_is_better), columns)
+    """The same table for the terminal: `console.print(rich_table(results["frechet"]))`; rows `not_ranked` have no best."""
+    header, lines = _cells(values, corner, ratio, set(higher_is_better), columns, frozenset(not_ranked))
     table = Table(title=caption or None, title_justify="left", header_style="bold")
     table.add_column(header[0], no_wrap=True)
     for name in header[1:]:
@@ -88,19 +104,41 @@ def evaluation_table(result: Mapping[str, Any], caption: str = "") -> Table:
     table.add_column("model", justify="right", no_wrap=True)
     table.add_column("truth", justify="right", no_wrap=True)
     table.add_column("unit")
-    turning = result.get("turning") or {}
+    simulator, penetration = result.get("simulator") or {}, result.get("penetration") or {}
+    deep, true = penetration.get("model") or {}, penetration.get("truth") or {}
+    turning, net = result.get("turning") or {}, result.get("net_turning") or {}
+    calibrated = LEVEL if result.get("coverage90") is not None else None
     for label, value, truth, unit in (
         ("Fréchet distance", result.get("frechet"), result.get("floor"), "z-scored state"),
         ("Fréchet distance of changes", result.get("frechet_changes"), result.get("floor_changes"), "z-scored changes"),
+        ("sliced Wasserstein", result.get("sliced_wasserstein"), result.get("floor_sliced"), "z-scored state"),
+        ("told from the truth, rollouts", result.get("c2st_rollout"), result.get("c2st_null"), "AUC, C2ST"),
+        ("told from the truth, one step", result.get("c2st_one_step"), result.get("c2st_one_step_null"), "AUC, C2ST"),
         ("energy score", result.get("energy_score"), None, "z-scored state"),
+        (
+            "energy score, simulated starts",
+            simulator.get("energy_score_model"),
+            simulator.get("energy_score"),
+            "z-scored state",
+        ),
         ("diversity", result.get("diversity"), None, "z-scored state"),
+        ("diversity, simulated starts", simulator.get("diversity_model"), simulator.get("diversity"), "z-scored state"),
+        ("coverage of 90 % intervals", result.get("coverage90"), calibrated, "share"),
+        ("the same, one step", result.get("coverage90_one_step"), calibrated, "share"),
         ("turning", turning.get("model"), turning.get("truth"), "rad a rollout"),
+        ("net turning", net.get("model"), net.get("truth"), "rad a rollout"),
         ("rotation error", result.get("rotation_error"), None, "rad"),
         ("limit violation", result.get("limit_violation"), result.get("limit_violation_truth"), "share of entries"),
+        ("penetration", _millimetres(deep.get("mean")), _millimetres(true.get("mean")), "mm"),
+        ("penetration, 95th percentile", _millimetres(deep.get("p95")), _millimetres(true.get("p95")), "mm"),
     ):
         if value is not None:
             table.add_row(label, number(value), number(truth), unit)
     return table
+
+
+def _millimetres(metres: float | None) -> float | None:
+    return None if metres is None else 1e3 * metres
 
 
 def _cells(
@@ -109,6 +147,7 @@ def _cells(
     ratio: tuple[str, str] | None,
     higher_is_better: set[str],
     columns: Sequence[str] | None,
+    not_ranked: frozenset[str] = frozenset(),
 ) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
     """Header and lines of the table: names of the columns, and for each row its name and cells."""
     present = list(dict.fromkeys(model for row in values.values() for model in row))
@@ -121,10 +160,10 @@ def _cells(
     for name, row in values.items():
         numbers = {m: value for m in models if (value := row.get(m)) is not None and math.isfinite(value)}
         rivals = [value for m, value in numbers.items() if m not in REFERENCES]
-        best = None if len(rivals) < 2 else max(rivals) if name in higher_is_better else min(rivals)
+        best = None if len(rivals) < 2 or name in not_ranked else max(rivals) if name in higher_is_better else min(rivals)
         cells = [Cell(number(row.get(m)), m not in REFERENCES and m in numbers and numbers[m] == best) for m in models]
         if quotient and ratio is not None:
             above, below = (numbers.get(model) for model in ratio)
-            cells.append(Cell("-" if above is None or not below else f"{above / below:.1f}x"))
+            cells.append(Cell("-" if above is None or not below or name in not_ranked else f"{above / below:.1f}x"))
         lines.append((title(name), cells))
     return header, lines

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmtraj.datasets.windows import Batch, TransitionData
-from ebmtraj.errors import EbmtrajError
+from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.runs import MetricsWriter, Run
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 from ebmtraj.training.guard import Guard, GuardConfig
@@ -200,8 +200,14 @@ def train(
     return Result(state.total, seconds, state.best_loss, guard.tries)
 
 
-def steps_for(seconds: float, model: Trainable, data: TransitionData, config: TrainingConfig, trial: int = 30) -> int:
-    """How many steps fit into `seconds`, timed on a copy of the model that is thrown away."""
+def step_time(
+    model: Trainable,
+    data: TransitionData,
+    config: TrainingConfig,
+    trial: int = 30,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of an optimiser step, all stages by their shares, timed on a copy of the model that is thrown away."""
     probe = copy.deepcopy(model)
     shares = probe.stages()
     cost = 0.0
@@ -210,12 +216,17 @@ def steps_for(seconds: float, model: Trainable, data: TransitionData, config: Tr
         guard = Guard(config.guard)
         times = []
         for _ in range(trial):
-            start = time.perf_counter()
+            start = clock()
             loss, _ = _step(probe, stage, state, data, config, trial, guard)
             loss.item()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         cost += stage.share * sorted(times)[trial // 2]
-    return max(1, int(0.95 * seconds / cost))  # validation and checkpoints take the rest
+    return cost
+
+
+def steps_within(seconds: float, cost: float) -> int:
+    """How many steps of `cost` seconds fit into `seconds`; validation and checkpoints take a twentieth."""
+    return max(1, int(0.95 * seconds / cost))
 
 
 def _step(
@@ -335,7 +346,7 @@ def _roll_back(
     tries = guard.tries + 1
     if tries > config.guard.retries:
         metrics.write({"stage": stage, "step": reached, "event": "gave up", "why": fault})
-        raise EbmtrajError(
+        raise DivergedError(
             f"training diverged in stage {stage} ({fault}) and did so again after {config.guard.retries} roll-backs; "
             f"begin anew with a lower rate: --overwrite --set training.learning_rate={config.learning_rate / 4:g}"
         )

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from ebmtraj.device import choose_device, describe, use_threads
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import total_size
 from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
-from ebmtraj.training.loop import Progress, Result, TrainingConfig, steps_for, train
+from ebmtraj.training.loop import Progress, Result, TrainingConfig, step_time, steps_within, train
+from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import make_model, model_class
 
 
@@ -30,7 +32,7 @@ from ebmtraj.trajectories.registry import make_model, model_class
 class TransitionRecipe:
     """All that decides a transition model; `config.toml` in the run directory holds exactly this."""
 
-    model: str = "dsm"  # dsm, cd (energies), fc, gaussian (baselines)
+    model: str = "dsm"  # a name of `trajectories.registry.MODELS`: dsm or cd (energies), or a baseline
     actions: bool = False  # E(s_t, a_t, s_t+1) rather than E(s_t, s_t+1)
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
@@ -84,15 +86,7 @@ def train_transition(
         recipe = _same_recipe(recipe, run)
     elif recipe.stream == "auto":
         recipe = dataclasses.replace(recipe, stream=_needs_stream(store, where))
-    network = recipes.to_plain(recipe.network)
-    model = make_model(
-        recipe.model,
-        store.state_fields,
-        store.action_fields,
-        actions=recipe.actions,
-        network=network,
-        seed=recipe.training.seed,
-    ).to(where)
+    model = _fresh(recipe, store, where)
     with (
         closing(_open(store, "train", recipe, model.history, where)) as data,
         closing(_open(store, "validation", recipe, model.history, where)) as held_out,
@@ -100,7 +94,7 @@ def train_transition(
         model.prepare(data)
         if not going_on:
             if recipe.training.seconds is not None:
-                steps = steps_for(recipe.training.seconds, model, data, recipe.training)
+                steps = steps_within(recipe.training.seconds, step_time(model, data, recipe.training))
                 training = dataclasses.replace(recipe.training, steps=steps, seconds=None)
                 recipe = dataclasses.replace(recipe, training=training)
             run = Run.create(path, overwrite=overwrite)
@@ -108,6 +102,34 @@ def train_transition(
             write_atomic(run.config, recipes.to_toml(recipe))
         result = train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress)
     return result, recipe
+
+
+def step_cpu_seconds(recipe: TransitionRecipe) -> float:
+    """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept.
+
+    Its own core's time, whatever else the machine does meanwhile.
+    """
+    where = torch.device("cpu")
+    use_threads(1)
+    store = Store.open(recipe.data)
+    if recipe.stream == "auto":
+        recipe = dataclasses.replace(recipe, stream=_needs_stream(store, where))
+    model = _fresh(recipe, store, where)
+    with closing(_open(store, "train", recipe, model.history, where)) as data:
+        model.prepare(data)
+        return step_time(model, data, recipe.training, clock=time.thread_time)
+
+
+def _fresh(recipe: TransitionRecipe, store: Store, device: torch.device) -> TransitionModel:
+    """The model before its first step."""
+    return make_model(
+        recipe.model,
+        store.state_fields,
+        store.action_fields,
+        actions=recipe.actions,
+        network=recipes.to_plain(recipe.network),
+        seed=recipe.training.seed,
+    ).to(device)
 
 
 def _open(store: Store, split: str, recipe: TransitionRecipe, history: int, device: torch.device) -> TransitionData:

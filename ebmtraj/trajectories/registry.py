@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ebmtraj.config import build, to_plain
+from ebmtraj.config import build, merge, to_plain
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json
 from ebmtraj.training.checkpoint import load_tensors, load_weights
@@ -67,26 +67,29 @@ def make_model(
         return cls(state_fields, action_fields, actions=actions, config=config)
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[TransitionModel, dict[str, Any]]:
+def load_model(
+    path: Path, device: torch.device | str = "cpu", network: Mapping[str, Any] | None = None
+) -> tuple[TransitionModel, dict[str, Any]]:
     """The model in a checkpoint, ready to sample, and the checkpoint's header.
 
-    Raises `EbmtrajError` where the file is missing, damaged, foreign or of other dimensions.
+    `network` changes settings of the header's, such as those of the sampler: `{"sampler": {"steps": 2}}`. Raises
+    `EbmtrajError` where the file is missing, damaged, foreign or of other dimensions than these settings ask for.
     """
     header, tensors = load_tensors(path)
     if header.get("kind") != "transition":
         raise EbmtrajError(f"checkpoint {path} holds {header.get('kind')!r}, not a transition model")
     try:
-        name, actions, network = str(header["model"]), bool(header["actions"]), header["network"]
+        name, actions, trained = str(header["model"]), bool(header["actions"]), dict(header["network"])
         state_fields = fields_from_json(header["state_fields"])
         action_fields = fields_from_json(header["action_fields"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
     model = make_model(
         name,
         state_fields,
         action_fields,
         actions=actions,
-        network=to_plain(network),
+        network=merge(to_plain(trained), network or {}),
         source=f"checkpoint {path}: network",
     )
     load_weights(model, tensors, path)
