@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -66,6 +67,44 @@ def rotation_matrix(q: Tensor) -> Tensor:
     )
 
 
+def cube_features(q: Tensor) -> Tensor:
+    """What tells poses of a cube apart and is the same for its 24 symmetric ones, `(..., 4) -> (..., 24)`.
+
+    First the 15 moments sum_k x_k^i y_k^j z_k^l, i + j + l = 4, of the cube's axes k in the world, which are smooth in q and
+    tell all distinct poses apart. Then the rotation matrix, turned by the symmetries to be nearest to the identity, which
+    resolves small turns better but jumps half-way between two symmetric poses.
+    """
+    matrix = rotation_matrix(q)
+    x, y, z = matrix.unflatten(-1, (3, 3)).unbind(-2)  # each (..., 3): one entry an axis of the cube
+    xs, ys, zs = ([torch.ones_like(v), v, v**2, v**3, v**4] for v in (x, y, z))
+    moments = [(xs[i] * ys[j] * zs[4 - i - j]).sum(-1) for i in range(5) for j in range(5 - i)]
+    symmetries = CUBE_SYMMETRIES.to(q)
+    nearest = symmetries[(matrix @ symmetries.mT.reshape(24, 9).T).argmax(-1)]
+    reduced = (matrix.unflatten(-1, (3, 3)) @ nearest).flatten(-2)
+    return torch.cat((torch.stack(moments, dim=-1), reduced), dim=-1)
+
+
+def _cube_symmetries() -> Tensor:
+    """The 24 rotation matrices `(24, 3, 3)` that map a cube onto itself: signed permutations of determinant 1."""
+    found = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            matrix = torch.zeros(3, 3)
+            matrix[torch.arange(3), torch.tensor(order)] = torch.tensor(signs)
+            if torch.linalg.det(matrix) > 0:
+                found.append(matrix)
+    return torch.stack(found)
+
+
+CUBE_SYMMETRIES = _cube_symmetries()
+
+
+def _feature_size(field: Field) -> int:
+    if field.kind == "quaternion":
+        return 24 if field.symmetry == "cube" else 9
+    return field.size + sum(field.turning()) + len(field.couplings or ())
+
+
 class Increments:
     """Maps between pairs of states and their increment: `between(s, s')` and its inverse `apply(s, d)`.
 
@@ -77,7 +116,7 @@ class Increments:
         self.fields = tuple(fields)
         self.state_size = total_size(fields)
         self.size = sum(3 if field.kind == "quaternion" else field.size for field in fields)
-        self.feature_size = sum(9 if field.kind == "quaternion" else field.size + sum(field.turning()) for field in fields)
+        self.feature_size = sum(_feature_size(field) for field in fields)
         self._turning = [torch.tensor(field.turning()) for field in fields]  # which entries are seen as sine and cosine
         self._plan: list[tuple[str, slice, slice]] = []
         s = d = 0
@@ -101,13 +140,17 @@ class Increments:
 
         Quaternions become rotation matrices: world-frame turning depends on the cube's axes in the world, which are products
         of quaternion entries; a matrix holds them, and it does not tell q from -q. Of a field's angles, those that turn
-        without end follow the others as all their sines, then all their cosines: a whole turn on, the pose is the same.
+        without end follow the others as all their sines, then all their cosines: a whole turn on, the pose is the same. A
+        field's couplings come before its entries, and a cube's symmetric poses are not told apart (`cube_features`).
         """
-        parts = []
-        for (kind, place, _), turning in zip(self._plan, self._turning, strict=True):
+        parts: list[Tensor] = []
+        for field, (kind, place, _), turning in zip(self.fields, self._plan, self._turning, strict=True):
             part = state[..., place]
+            for coupling in field.couplings or ():
+                weights = zip(coupling.entries, coupling.weights, strict=True)
+                parts.append(torch.stack([weight * part[..., entry] for entry, weight in weights]).sum(0).unsqueeze(-1))
             if kind == "quaternion":
-                parts.append(rotation_matrix(part))
+                parts.append(cube_features(part) if field.symmetry == "cube" else rotation_matrix(part))
             elif turning.any():
                 angle = part[..., turning]
                 parts += [part[..., ~turning], torch.sin(angle), torch.cos(angle)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmtraj.datasets.coordinates import Increments
+from ebmtraj.datasets.marginals import Marginals
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, slices, total_size
@@ -22,6 +23,7 @@ LIMIT_MARGIN = (
     0.009  # of a field's range beyond its limits that rollouts may reach; beyond 0.01, evaluation counts a violation
 )
 SOFT_SHARE = 1e-3  # of training states beyond that margin: then the simulator itself does not hold the limit
+MARGINAL_ROWS = 131_072  # transitions whose quantiles are taken
 MOMENT_ROWS = 1_000_000  # transitions whose statistics are taken at once; up to so many, they are the plain formulas' bits
 
 
@@ -231,6 +233,12 @@ class Transitions:
         """Nothing to let go of."""
 
 
+def spread_index(data: TransitionData, most: int) -> Tensor:
+    """At most `most` transition numbers, evenly spread over the data."""
+    fine = torch.float64 if len(data) > 2**24 else torch.float32  # float32 counts no further
+    return torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.device, dtype=fine).long()
+
+
 @dataclass(frozen=True)
 class Trajectories:
     """Whole episodes of one length: states `(N, T+1, S)`, actions `(N, T, A)`, and their numbers in the store `(N,)`."""
@@ -283,7 +291,7 @@ def trajectories(
 class Normaliser(nn.Module):
     """Brings states, actions and increments to zero mean and unit spread, and knows the range of the training data.
 
-    Increments may also be whitened (decorrelated). All statistics are buffers, so they travel with the weights.
+    Increments may also be whitened (decorrelated), or gaussianised (see `Marginals`). All statistics are buffers, so they travel with the weights.
     """
 
     unbounded: Tensor
@@ -319,9 +327,12 @@ class Normaliser(nn.Module):
             ("delta_inverse", torch.eye(d)),
         ):
             self.register_buffer(name, value)
+        self.marginals = Marginals(d)
 
     @torch.no_grad()
-    def fit(self, data: TransitionData, *, whiten: bool = False, chunk: int = MOMENT_ROWS) -> Normaliser:
+    def fit(
+        self, data: TransitionData, *, whiten: bool = False, gaussianise: bool = False, chunk: int = MOMENT_ROWS
+    ) -> Normaliser:
         """Take the statistics of training transitions, `chunk` at a time; a constant dimension keeps scale 1."""
         states, features, actions, deltas = _Moments(), _Moments(), _Moments(), _Moments(covariance=whiten)
         low, high = (torch.tensor(side, dtype=torch.float64, device=data.device) for side in self._limits())
@@ -349,6 +360,9 @@ class Normaliser(nn.Module):
         else:
             self.delta_matrix, self.delta_inverse = torch.diag(1 / scale), torch.diag(scale)
         self.delta_inverse = self.delta_inverse * moves  # what never moved in the data never moves in a rollout
+        if gaussianise:
+            some = data.at(spread_index(data, MARGINAL_ROWS))
+            self.marginals.fit((self._between(some) - self.delta_mean) @ self.delta_matrix)
         return self
 
     def _between(self, batch: Batch, rows: int = 200_000) -> Tensor:
@@ -378,11 +392,11 @@ class Normaliser(nn.Module):
 
     def delta(self, state: Tensor, next_state: Tensor) -> Tensor:
         """Normalised increment z, `(B, S), (B, S) -> (B, D)`."""
-        return (self.increments.between(state, next_state) - self.delta_mean) @ self.delta_matrix
+        return self.marginals((self.increments.between(state, next_state) - self.delta_mean) @ self.delta_matrix)
 
     def advance(self, state: Tensor, z: Tensor) -> Tensor:
         """The state that a normalised increment leads to, `(B, S), (B, D) -> (B, S)`; quaternions come out unit."""
-        return self.increments.apply(state, z @ self.delta_inverse + self.delta_mean)
+        return self.increments.apply(state, self.marginals.inverse(z) @ self.delta_inverse + self.delta_mean)
 
     def clamp(self, state: Tensor) -> Tensor:
         """Keep a state where training data can be: within their range, widened by a tenth of it on either side, and within

@@ -15,7 +15,21 @@ from ebmtraj.errors import EbmtrajError
 
 Kind = Literal["plain", "angle", "position", "quaternion"]
 KINDS: tuple[Kind, ...] = ("plain", "angle", "position", "quaternion")
+Symmetry = Literal["cube"]
 DEGREES = ("deg", "degree", "degrees", "°")
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """A weighted sum of a field's entries that the simulator limits, such as the length of a tendon over two joints."""
+
+    name: str
+    entries: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.entries) != len(self.weights) or not self.entries:
+            raise EbmtrajError(f"coupling {self.name!r}: {len(self.entries)} entries and {len(self.weights)} weights")
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,8 @@ class Field:
     `kind` decides how two successive values are compared: `plain` and `position` (metres) by difference, `angle`
     (radians) by difference wrapped to [-pi, pi), `quaternion` (w, x, y, z; size 4) by the world-frame rotation between.
     `low` and `high` are hard limits of the simulator, one number an entry, where there are any; an entry without one has
-    -inf or inf there (null in JSON).
+    -inf or inf there (null in JSON). `couplings` say which sums of entries matter by themselves, and `symmetry` that the
+    body whose orientation a quaternion gives looks and moves alike in several poses: a cube in 24.
     """
 
     name: str
@@ -35,6 +50,8 @@ class Field:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     entries: tuple[str, ...] | None = None  # one name an entry, e.g. the joints'
+    couplings: tuple[Coupling, ...] | None = None
+    symmetry: Symmetry | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -45,6 +62,13 @@ class Field:
             value = getattr(self, label)
             if value is not None and len(value) != self.size:
                 raise EbmtrajError(f"field {self.name!r}: {label} has {len(value)} values for size {self.size}")
+        if self.symmetry is not None and (self.symmetry != "cube" or self.kind != "quaternion"):
+            raise EbmtrajError(
+                f"field {self.name!r}: symmetry {self.symmetry!r} of a {self.kind}; a quaternion may have symmetry 'cube'"
+            )
+        for coupling in self.couplings or ():
+            if not all(0 <= entry < self.size for entry in coupling.entries):
+                raise EbmtrajError(f"field {self.name!r}: coupling {coupling.name!r} names an entry beyond {self.size}")
         if self.kind == "angle" and self.unit.lower().rstrip(".") in DEGREES:
             raise EbmtrajError(
                 f"field {self.name!r}: an angle is in radians, not in {self.unit!r}; convert it, or make it plain"
@@ -81,7 +105,14 @@ def fields_to_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
     rows = []
     for field in fields:
         values = {key: getattr(field, key) for key in keys}
-        rows.append({k: _listed(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None})
+        row = {k: _listed(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+        if field.couplings:
+            row["couplings"] = [
+                {"name": c.name, "entries": list(c.entries), "weights": list(c.weights)} for c in field.couplings
+            ]
+        if field.symmetry:
+            row["symmetry"] = field.symmetry
+        rows.append(row)
     return rows
 
 
@@ -99,8 +130,12 @@ def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
             for key, unlimited in (("low", -math.inf), ("high", math.inf)):
                 if values.get(key) is not None:
                     values[key] = tuple(unlimited if value is None else float(value) for value in values[key])
+            if values.get("couplings") is not None:
+                values["couplings"] = tuple(
+                    Coupling(c["name"], tuple(c["entries"]), tuple(c["weights"])) for c in values["couplings"]
+                )
             fields.append(Field(**values))
-        except (TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EbmtrajError(f"not a field description: {row!r}") from error
         if any(field.name == fields[-1].name for field in fields[:-1]):
             raise EbmtrajError(f"field {fields[-1].name!r} comes twice; give each a name of its own")

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ebmtraj.envs.physics import mujoco
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.fields import Field
+from ebmtraj.fields import Coupling, Field
 
 TIMESTEP = 0.002  # seconds; 8 ms gives NaN
 SUBSTEPS = 20  # physics steps a control step
@@ -146,9 +146,25 @@ def state_fields() -> tuple[Field, ...]:
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         entries=tuple(model.joint(i).name.removeprefix("robot0:") for i in range(N_JOINTS)),
+        couplings=_couplings(model),
     )
     position = Field("cube_position", 3, "position", "m", entries=("x", "y", "z"))
-    return (joints, position, Field("cube_quaternion", 4, "quaternion", entries=("w", "x", "y", "z")))
+    orientation = Field("cube_quaternion", 4, "quaternion", entries=("w", "x", "y", "z"), symmetry="cube")
+    return (joints, position, orientation)
+
+
+def _couplings(model: mujoco.MjModel) -> tuple[Coupling, ...]:
+    """The limited tendons that hold the end joints of the fingers to the middle ones, within some play."""
+    found = []
+    for i in range(model.ntendon):
+        first, count = int(model.tendon_adr[i]), int(model.tendon_num[i])
+        weights = model.wrap_prm[first : first + count]
+        if count == 2 and model.tendon_limited[i] and weights[0] > 0 > weights[1]:
+            joints = model.wrap_objid[first : first + count]
+            entries = tuple(int(model.jnt_qposadr[joint]) for joint in joints)
+            scale = tuple(float(weight / weights[0]) for weight in weights)  # of the first joint's own radians
+            found.append(Coupling(model.tendon(i).name.removeprefix("robot0:"), entries, scale))
+    return tuple(found)
 
 
 @lru_cache(maxsize=1)

@@ -44,13 +44,18 @@ class TransitionRecipe:
 def load_recipe(
     path: Path | None, overrides: Sequence[str], given: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> TransitionRecipe:
-    """Defaults, then the recipe file, then `--set`, then the command's own options, all checked.
+    """Defaults, the model's own among them, then the recipe file, then `--set`, then the command's own options, all checked.
 
     Raises `EbmtrajError` that names the first key or value that is not known.
     """
     recipe = recipes.from_recipe(TransitionRecipe, path, overrides, defaults)
+    chosen = model_class(given.get("model") or recipe.model)
+    actions = recipe.actions if given.get("actions") is None else given["actions"]
+    network_defaults = chosen.action_defaults if actions else {}
+    own = recipes.merge({"training": chosen.training_defaults, "network": network_defaults}, defaults or {})
+    recipe = recipes.from_recipe(TransitionRecipe, path, overrides, own)
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    config: Any = model_class(recipe.model).Config
+    config: Any = chosen.Config
     # on top of the model's own defaults, so that one setting of its sampler leaves the others as they are
     network = recipes.merge(recipes.to_plain(dataclasses.asdict(config())), recipe.network)
     settings: Any = recipes.build(config, network, "recipe: network")

@@ -37,6 +37,8 @@ class TransitionModel(Trainable):
 
     name: ClassVar[str]
     Config: ClassVar[type]
+    training_defaults: ClassVar[dict[str, Any]] = {}  # of the recipe's `training`, where they differ from the usual ones
+    action_defaults: ClassVar[dict[str, Any]] = {}  # of the recipe's `network`, for models that are given actions
 
     def __init__(self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: Any) -> None:
         super().__init__()
@@ -53,7 +55,8 @@ class TransitionModel(Trainable):
 
     def prepare(self, data: TransitionData) -> None:
         """Take what must be known of the training data before the first step."""
-        self.normaliser.fit(data, whiten=getattr(self.config, "whiten", False))
+        settings = {name: getattr(self.config, name, False) for name in ("whiten", "gaussianise")}
+        self.normaliser.fit(data, **settings)
 
     def context(self, state: Tensor, action: Tensor | None) -> Tensor:
         """What the networks are given, `(B, S), (B, A) or None -> (B, C)`."""

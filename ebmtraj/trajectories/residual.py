@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Past, TransitionData
+from ebmtraj.datasets.windows import Batch, TransitionData, spread_index
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.base import TiltedBase
@@ -20,24 +20,27 @@ from ebmtraj.training.losses import NoiseConfig, denoising_score_matching, gauss
 from ebmtraj.trajectories.history import check_history, forgotten, moves
 from ebmtraj.trajectories.model import TransitionModel, check_network
 
+LADDER = Ladder(levels=4, sigma_max=20.0, sigma_min=0.02, spacing="angle", predictor="midpoint")
+
 
 @dataclass(frozen=True)
 class ResidualConfig:
     """An explicit base and a noise-conditional model of its residual."""
 
-    width: int = 128
+    width: int = 256
     depth: int = 3
     base_share: float = 0.25  # of the training steps, for the base
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL
     whiten: bool = False  # decorrelate the increments first
+    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's: joints that stick, heavy tails
     history: int = 0  # states before the present one that are seen, as the moves between them
     previous_control: bool = False  # with the actions that were taken there; for models that are given actions
     history_noise: float = 0.1  # on those moves, in training: a rollout's own are not quite the data's
     forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=Ladder()))
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.6))
+    sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=LADDER))
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
@@ -49,6 +52,8 @@ class ResidualConfig:
         check_history(self.history, self.history_noise, self.forget)
         if self.previous_control and self.history == 0:
             raise EbmtrajError("network.previous_control = true needs a past; set network.history = 1 or more")
+        if self.whiten and self.gaussianise:
+            raise EbmtrajError("network: whiten and gaussianise don't go together; set one of them to false")
         if self.sampler.ladder is None:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
 
@@ -60,6 +65,9 @@ class ResidualModel(TransitionModel):
     """
 
     config: ResidualConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 4e-3, "constant": 0.2}
+    # Given the action, most of what is still open is how fast all moves, which one state does not say.
+    action_defaults: ClassVar[dict[str, Any]] = {"history": 1, "previous_control": True}
     second: ClassVar[str]
     tilted: TiltedBase
 
@@ -115,9 +123,7 @@ class ResidualModel(TransitionModel):
 
     @torch.no_grad()
     def _calibrate(self, data: TransitionData, most: int = 65536) -> None:
-        fine = torch.float64 if len(data) > 2**24 else torch.float32  # float32 counts no further
-        index = torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.device, dtype=fine).long()
-        self.tilted.calibrate(*self._coordinates(data.at(index)))
+        self.tilted.calibrate(*self._coordinates(data.at(spread_index(data, most))))
 
     def _residual_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         z, context = self._coordinates(batch, generator)

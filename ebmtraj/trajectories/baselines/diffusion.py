@@ -26,6 +26,7 @@ class DiffusionConfig:
     depth: int = 3
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
+    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
     # levels in training; higher than for images, as the increment's mean is learnt where noise hides all else
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.8, std=1.4))
     ladder: Ladder = field(default_factory=lambda: Ladder(levels=19, sigma_max=80.0, sigma_min=0.002))  # Karras et al.'s

@@ -33,6 +33,7 @@ class EnsembleConfig:
     low: float = -5.0  # bounds of the log standard deviation
     high: float = 2.0
     whiten: bool = False  # decorrelate the increments first
+    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)

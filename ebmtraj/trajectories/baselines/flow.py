@@ -27,6 +27,7 @@ class FlowConfig:
     depth: int = 3
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
+    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
     time: TimeConfig = field(default_factory=TimeConfig)  # times in training
     # of the flow's differential equation; midpoint is one order better than heun on a Gaussian's flow
     solver: Literal["midpoint", "heun", "euler"] = "midpoint"

@@ -28,6 +28,7 @@ class MixtureConfig:
     high: float = 2.0
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
+    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)

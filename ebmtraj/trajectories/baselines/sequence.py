@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class SequenceConfig:
     high: float = 2.0
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
+    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
@@ -53,6 +54,7 @@ class SequenceModel(TransitionModel):
 
     name = "gru"
     Config = SequenceConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"batch": 128}  # of windows, from each step of which it learns
     config: SequenceConfig
 
     def __init__(
