@@ -28,7 +28,7 @@ class Marginals(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor, least: float = 1e-4) -> None:
-        """Take the quantiles of rows `(R, D)` of about unit spread; knots stay at least `least` apart, so slopes are finite."""
+        """Take the quantiles of rows `(R, D)` of about unit spread; knots stay `least` apart, so that slopes are finite."""
         probabilities = 0.5 * (1 + torch.erf(self.levels.double() / 2**0.5))
         ordered = values.double().sort(dim=0).values
         place = probabilities * (len(ordered) - 1)

@@ -291,7 +291,8 @@ def trajectories(
 class Normaliser(nn.Module):
     """Brings states, actions and increments to zero mean and unit spread, and knows the range of the training data.
 
-    Increments may also be whitened (decorrelated), or gaussianised (see `Marginals`). All statistics are buffers, so they travel with the weights.
+    Increments may also be whitened (decorrelated), or gaussianised (see `Marginals`). All statistics are buffers, so they
+    travel with the weights.
     """
 
     unbounded: Tensor

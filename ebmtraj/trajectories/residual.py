@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, TransitionData, spread_index
+from ebmtraj.datasets.windows import Batch, Past, TransitionData, spread_index
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.base import TiltedBase
