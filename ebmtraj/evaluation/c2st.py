@@ -7,6 +7,7 @@ beside the null, which is truth against disjoint truth.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -105,8 +106,11 @@ def auc(scores: Array, real: NDArray[np.bool_]) -> float:
 
 
 def _features(windows: Array, fields: Sequence[Field], given: Array | None) -> FloatArray:
-    """What the classifier sees of windows (N, W, K, S): (N * W, F)."""
-    increments = Increments(fields)
+    """What the classifier sees of windows (N, W, K, S): (N * W, F).
+
+    Neither couplings nor symmetries, which not every store tells of, so that figures compare.
+    """
+    increments = Increments([dataclasses.replace(field, couplings=None, symmetry=None) for field in fields])
     x = torch.from_numpy(np.array(windows, np.float64)).flatten(0, 1)
     parts = [increments.features(x[:, 0]), increments.between(x[:, :-1], x[:, 1:]).flatten(1)]
     if given is not None:
