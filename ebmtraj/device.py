@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,14 +37,25 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def use_threads(count: int) -> None:
-    """Let torch use `count` CPU threads (0 keeps its choice), and take numbers below 1e-38 for 0.
+    """Let torch use `count` CPU threads (0 keeps its choice).
 
-    The sum order of a matrix product depends on the threads, so a run that must reproduce to the bit fixes them. Numbers that
-    small cost a CPU many times as much: a mixture whose components die trains four times slower with them.
+    The sum order of a matrix product depends on it, so a run that must reproduce to the bit fixes it.
     """
-    torch.set_flush_denormal(True)
     if count > 0:
         torch.set_num_threads(count)
+
+
+@contextlib.contextmanager
+def no_denormals() -> Iterator[None]:
+    """Take numbers below 1e-38 for 0 meanwhile, in this thread.
+
+    They cost a CPU many times as much: a mixture whose components die trains four times slower with them.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmtraj.datasets.windows import Batch, TransitionData
+from ebmtraj.device import no_denormals
 from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.runs import MetricsWriter, Run
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
@@ -128,6 +129,7 @@ class Result:
     rollbacks: int
 
 
+@no_denormals()
 def train(
     model: Trainable,
     data: TransitionData,
@@ -200,6 +202,7 @@ def train(
     return Result(state.total, seconds, state.best_loss, guard.tries)
 
 
+@no_denormals()
 def step_time(
     model: Trainable,
     data: TransitionData,
