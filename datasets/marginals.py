@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-REACH = 3.0  # standard deviations that the outermost knots stand for; beyond them the map goes on straight
-KNOTS = 61
+LEVELS = (-5.0, -4.5, -4.0, -3.5, *(round(0.1 * i, 1) for i in range(-30, 31)), 3.5, 4.0, 4.5, 5.0)  # standard deviations
+LEAST = 1e-3  # slope dz/dy, so that a spike is spread, and no further
+WIDENING = 0.1  # of the range seen, on either side: what lies beyond is never given back
 
 
 class Marginals(nn.Module):
@@ -15,51 +16,66 @@ class Marginals(nn.Module):
     Sticking joints put a spike of no change into an increment's distribution, and contacts give it heavy tails. On the
     quantile scale the spike is as wide as its probability and the tails are a Gaussian's, so that a smooth model can
     learn both. The marginal step of Gaussianisation (Chen & Gopinath 2000) and of copula models.
+
+    Where there are no rows to tell quantiles by, and beyond the range seen, z rises at least as fast as y: a Gaussian's
+    tail or a heavier one, so that nothing new, however far, gets a y further out than it is itself.
     """
 
     knots: Tensor  # (D, K), increasing
     levels: Tensor  # (K,), what they are mapped to
+    low: Tensor  # (D,), least z that the inverse gives
+    high: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        levels = torch.linspace(-REACH, REACH, KNOTS)
+        levels = torch.tensor(LEVELS)
         self.register_buffer("levels", levels)
         self.register_buffer("knots", levels.repeat(size, 1))
+        self.register_buffer("low", torch.full((size,), -torch.inf))
+        self.register_buffer("high", torch.full((size,), torch.inf))
 
     @torch.no_grad()
-    def fit(self, values: Tensor, least: float = 1e-4) -> None:
-        """Take the quantiles of rows `(R, D)` of about unit spread; knots stay `least` apart, so that slopes are finite."""
-        probabilities = 0.5 * (1 + torch.erf(self.levels.double() / 2**0.5))
+    def fit(self, values: Tensor, low: Tensor, high: Tensor) -> None:
+        """Take the quantiles of rows `(R, D)` of about unit spread, a sample of rows between `low` and `high` `(D,)`."""
+        levels = self.levels.double()
         ordered = values.double().sort(dim=0).values
-        place = probabilities * (len(ordered) - 1)
-        low = place.floor().long()
-        high = (low + 1).clamp_max(len(ordered) - 1)
-        knots = torch.lerp(ordered[low], ordered[high], (place - low).unsqueeze(-1)).T
+        place = torch.special.ndtr(levels) * len(ordered) - 0.5  # row i of R stands for the quantile (i + 0.5) / R
+        known = (place >= 0) & (place <= len(ordered) - 1)
+        place = place.clamp(0, len(ordered) - 1)
+        before, after = place.floor().long(), place.ceil().long()
+        knots = torch.lerp(ordered[before], ordered[after], (place - before).unsqueeze(-1)).T
+        knots[:, 0], knots[:, -1] = low, high
+        least = torch.where(known[1:] & known[:-1], LEAST, 1.0) * levels.diff()
         # around the middle, so that a spike of equal values is spread to both sides alike
-        middle = KNOTS // 2
-        steps = knots.diff(dim=1).clamp_min(least)
+        steps = torch.maximum(knots.diff(dim=1), least)
+        middle = len(levels) // 2
         up, down = steps[:, middle:].cumsum(1), steps[:, :middle].flip(1).cumsum(1).flip(1)
         centre = knots[:, middle : middle + 1]
         self.knots.copy_(torch.cat((centre - down, centre, centre + up), dim=1))
+        wide = WIDENING * (high - low)
+        self.low.copy_(low - wide)
+        self.high.copy_(high + wide)
 
     def forward(self, z: Tensor) -> Tensor:
         """`(..., D) -> (..., D)` on the Gaussian's scale."""
-        i = self._segment(self.knots, z)
-        low, high = self._ends(z.shape, i)
-        return self.levels[i] + (z - low) / (high - low) * (self.levels[1] - self.levels[0])
+        i = self._segment(z)
+        low, high = self._ends(i)
+        return self.levels[i] + (z - low) / (high - low) * (self.levels[i + 1] - self.levels[i])
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The inverse of the map."""
-        width = self.levels[1] - self.levels[0]
-        i = ((y - self.levels[0]) / width).long().clamp(0, KNOTS - 2)
-        low, high = self._ends(y.shape, i)
-        return low + (y - self.levels[i]) / width * (high - low)
+        """The inverse of the map, kept to the range seen, widened by a tenth of it on either side."""
+        i = (torch.bucketize(y, self.levels, right=True) - 1).clamp(0, len(self.levels) - 2)
+        low, high = self._ends(i)
+        z = low + (y - self.levels[i]) / (self.levels[i + 1] - self.levels[i]) * (high - low)
+        return torch.minimum(torch.maximum(z, self.low), self.high)
 
-    def _segment(self, knots: Tensor, z: Tensor) -> Tensor:
-        flat = z.reshape(-1, z.shape[-1]).T.contiguous()
-        return (torch.searchsorted(knots, flat, right=True) - 1).clamp(0, KNOTS - 2).T.reshape(z.shape)
+    def _segment(self, z: Tensor) -> Tensor:
+        """Which segment holds z, `(..., D)`; the outermost ones go on."""
+        rows = z.reshape(-1, z.shape[-1]).T.contiguous()
+        found = torch.searchsorted(self.knots, rows, right=True) - 1
+        return found.clamp(0, len(self.levels) - 2).T.reshape(z.shape)
 
-    def _ends(self, shape: torch.Size, segment: Tensor) -> tuple[Tensor, Tensor]:
-        flat = segment.reshape(-1, shape[-1]).T
-        low, high = self.knots.gather(1, flat), self.knots.gather(1, flat + 1)
-        return low.T.reshape(shape), high.T.reshape(shape)
+    def _ends(self, segment: Tensor) -> tuple[Tensor, Tensor]:
+        rows = segment.reshape(-1, segment.shape[-1]).T
+        low, high = self.knots.gather(1, rows), self.knots.gather(1, rows + 1)
+        return low.T.reshape(segment.shape), high.T.reshape(segment.shape)

@@ -288,6 +288,12 @@ def trajectories(
     )
 
 
+def check_scaling(whiten: bool, gaussianise: bool) -> None:
+    """Raise `EbmtrajError` where increments should be brought to unit spread in two ways at once."""
+    if whiten and gaussianise:
+        raise EbmtrajError("network: whiten and gaussianise don't go together; set one of them to false")
+
+
 class Normaliser(nn.Module):
     """Brings states, actions and increments to zero mean and unit spread, and knows the range of the training data.
 
@@ -335,6 +341,7 @@ class Normaliser(nn.Module):
         self, data: TransitionData, *, whiten: bool = False, gaussianise: bool = False, chunk: int = MOMENT_ROWS
     ) -> Normaliser:
         """Take the statistics of training transitions, `chunk` at a time; a constant dimension keeps scale 1."""
+        check_scaling(whiten, gaussianise)
         states, features, actions, deltas = _Moments(), _Moments(), _Moments(), _Moments(covariance=whiten)
         low, high = (torch.tensor(side, dtype=torch.float64, device=data.device) for side in self._limits())
         beyond = torch.zeros_like(low)
@@ -363,7 +370,8 @@ class Normaliser(nn.Module):
         self.delta_inverse = self.delta_inverse * moves  # what never moved in the data never moves in a rollout
         if gaussianise:
             some = data.at(spread_index(data, MARGINAL_ROWS))
-            self.marginals.fit((self._between(some) - self.delta_mean) @ self.delta_matrix)
+            low, high = (((side - self.delta_mean) / scale).double() for side in (deltas.low, deltas.high))
+            self.marginals.fit((self._between(some) - self.delta_mean) / scale, low, high)
         return self
 
     def _between(self, batch: Batch, rows: int = 200_000) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Past, TransitionData, spread_index
+from ebmtraj.datasets.windows import Batch, Past, TransitionData, check_scaling, spread_index
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.base import TiltedBase
@@ -51,9 +51,10 @@ class ResidualConfig:
             )
         check_history(self.history, self.history_noise, self.forget)
         if self.previous_control and self.history == 0:
-            raise EbmtrajError("network.previous_control = true needs a past; set network.history = 1 or more")
-        if self.whiten and self.gaussianise:
-            raise EbmtrajError("network: whiten and gaussianise don't go together; set one of them to false")
+            raise EbmtrajError(
+                "network.previous_control = true needs a past; set network.history = 1 or more, or it to false"
+            )
+        check_scaling(self.whiten, self.gaussianise)
         if self.sampler.ladder is None:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
 

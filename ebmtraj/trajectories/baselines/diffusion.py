@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Past
+from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.vector_field import Denoiser
@@ -33,6 +33,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
+        check_scaling(self.whiten, self.gaussianise)
         if self.bound <= 0:
             raise EbmtrajError(f"network.bound = {self.bound}; it needs bound > 0")
         if self.ladder.predictor == "none":

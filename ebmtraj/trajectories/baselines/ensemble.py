@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Past
+from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.ensemble import EnsembleGaussianMLP
@@ -37,6 +37,7 @@ class EnsembleConfig:
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
+        check_scaling(self.whiten, self.gaussianise)
         check_likelihood(self.low, self.high, self.beta)
         if self.members < 1:
             raise EbmtrajError(f"network.members = {self.members}; it needs at least 1")

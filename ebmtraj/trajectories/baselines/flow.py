@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Past
+from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import TimeFeatures
@@ -35,6 +35,7 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
+        check_scaling(self.whiten, self.gaussianise)
         if self.bound <= 0 or self.steps < 1:
             raise EbmtrajError(f"network: bound = {self.bound}, steps = {self.steps}; it needs bound > 0 and steps >= 1")
 

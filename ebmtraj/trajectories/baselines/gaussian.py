@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Past
+from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import GaussianMLP
 from ebmtraj.training.loop import Stage
@@ -30,6 +30,7 @@ class GaussianConfig:
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
+        check_scaling(self.whiten, self.gaussianise)
         check_likelihood(self.low, self.high, self.beta)
 
 

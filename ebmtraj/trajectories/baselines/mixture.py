@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Past
+from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mixture import MixtureMLP, choose, pick
@@ -32,6 +32,7 @@ class MixtureConfig:
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
+        check_scaling(self.whiten, self.gaussianise)
         check_likelihood(self.low, self.high)
         if self.components < 1 or self.spread < 0:
             raise EbmtrajError(

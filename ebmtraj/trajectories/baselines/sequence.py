@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Batch, Past
+from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mixture import Mixture, choose, pick
@@ -39,6 +39,7 @@ class SequenceConfig:
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
+        check_scaling(self.whiten, self.gaussianise)
         check_likelihood(self.low, self.high)
         check_history(self.history, self.history_noise, self.forget)
         if self.history < 1:
