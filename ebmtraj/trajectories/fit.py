@@ -112,8 +112,8 @@ def train_transition(
 def step_cpu_seconds(recipe: TransitionRecipe) -> float:
     """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept.
 
-    Its own core's time, whatever else the machine does meanwhile. On the validation split, which is read sooner: a step takes
-    as long, however many transitions there are.
+    Its own core's time, whatever else the machine does meanwhile. On the validation split, which is read sooner: a step
+    takes as long, however many transitions there are.
     """
     where = torch.device("cpu")
     use_threads(1)
