@@ -28,8 +28,8 @@ class ResidualConfig:
     """An explicit base and a noise-conditional model of its residual."""
 
     width: int = 256
-    depth: int = 3
-    base_share: float = 0.25  # of the training steps, for the base
+    depth: int = 2
+    base_share: float = 0.15  # of the training steps, for the base
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL

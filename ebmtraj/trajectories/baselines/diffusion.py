@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,11 +23,11 @@ from ebmtraj.trajectories.model import TransitionModel, check_network
 class DiffusionConfig:
     """Diffusion as Karras et al. 2022 do it, on normalised increments, whose spread is 1 (their sigma_data)."""
 
-    width: int = 128
+    width: int = 256
     depth: int = 3
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
     # levels in training; higher than for images, as the increment's mean is learnt where noise hides all else
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.8, std=1.4))
     ladder: Ladder = field(default_factory=lambda: Ladder(levels=19, sigma_max=80.0, sigma_min=0.002))  # Karras et al.'s
@@ -45,6 +46,7 @@ class DiffusionModel(TransitionModel):
 
     name = "edm"
     Config = DiffusionConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 4e-3, "constant": 0.2}
     config: DiffusionConfig
 
     def __init__(

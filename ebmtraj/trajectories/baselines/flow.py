@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ from ebmtraj.trajectories.model import TransitionModel, check_network
 class FlowConfig:
     """Flow matching along straight paths (Lipman et al. 2023; rectified flow, Liu et al. 2023)."""
 
-    width: int = 128
+    width: int = 256
     depth: int = 3
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
     time: TimeConfig = field(default_factory=TimeConfig)  # times in training
     # of the flow's differential equation; midpoint is one order better than heun on a Gaussian's flow
     solver: Literal["midpoint", "heun", "euler"] = "midpoint"
@@ -45,6 +45,7 @@ class FlowModel(TransitionModel):
 
     name = "flow"
     Config = FlowConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 4e-3, "constant": 0.2}
     config: FlowConfig
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,14 +22,14 @@ from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_
 class MixtureConfig:
     """A mixture of diagonal Gaussians over the normalised increment (Bishop 1994), fitted by its likelihood."""
 
-    components: int = 8
-    width: int = 128
+    components: int = 16
+    width: int = 256
     depth: int = 3
     low: float = -5.0  # bounds of the log standard deviations: an unbounded one collapses onto a point
     high: float = 2.0
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
@@ -45,6 +46,7 @@ class MixtureModel(TransitionModel):
 
     name = "mdn"
     Config = MixtureConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-3, "constant": 0.2}
     config: MixtureConfig
 
     def __init__(

@@ -24,18 +24,18 @@ from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_
 class SequenceConfig:
     """A recurrent network with a mixture density (Graves 2013; the model of Ha and Schmidhuber 2018 on states)."""
 
-    history: int = 8  # moves before the present state that it runs over
+    history: int = 4  # moves before the present state that it runs over
     history_noise: float = 0.0  # on those moves, in training, in standard deviations of the data
     forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins
     learn: Literal["last", "every"] = "every"  # each window teaches its last step, or every step of it
     components: int = 8
-    width: int = 128
+    width: int = 256
     depth: int = 2  # of the head
     low: float = -5.0  # bounds of the log standard deviations: an unbounded one collapses onto a point
     high: float = 2.0
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
@@ -55,7 +55,11 @@ class SequenceModel(TransitionModel):
 
     name = "gru"
     Config = SequenceConfig
-    training_defaults: ClassVar[dict[str, Any]] = {"batch": 128}  # of windows, from each step of which it learns
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "batch": 128,  # of windows, from each step of which it learns
+        "learning_rate": 2e-3,
+        "constant": 0.2,
+    }
     config: SequenceConfig
 
     def __init__(
