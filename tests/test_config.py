@@ -162,7 +162,7 @@ def test_one_setting_of_the_sampler_leaves_the_others() -> None:
         ("dsm", "network.sampler.steps=-1", "steps"),
         ("dsm", "network.sampler.clip=-1.0", "clip"),
         ("dsm", "network.sampler.noise=0.1", "ladder"),
-        ("dsm", "network.sampler.ladder.sigma_min=9.0", "sigma_min"),
+        ("dsm", "network.sampler.ladder.sigma_min=30.0", "sigma_min"),
         ("dsm", "network.sampler.ladder.predictor=rk4", "predictor"),
         ("dsm", "network.sampler.backend=numpy", "backend"),
         ("dsm", "network.buffer=3", "unknown key buffer"),
