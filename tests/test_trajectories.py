@@ -126,7 +126,7 @@ def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
         ("gaussian", ["network.gaussianise=true"]),
         (
             "dsm",
-            ["network.gaussianise=false", "network.sampler.ladder.spacing=rho", "network.sampler.ladder.predictor=heun"],
+            ["network.gaussianise=false", *(f"network.sampler.ladder.{k}" for k in ("spacing=rho", "predictor=heun"))],
         ),
         ("ensemble", ["network.members=2", "network.bootstrap=false", "network.beta=0.0", "network.whiten=true"]),
         ("mdn", ["network.components=1", "network.low=-2.0", "network.high=1.0", "network.whiten=true"]),
