@@ -27,7 +27,7 @@ def transition(
         typer.Option(help="Of the energy: dsm (base + energy by score matching, the default) or cd (the paper's)."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="energy, or a baseline: fc, gaussian, ensemble, mdn, edm, flow, field.")
+        str | None, typer.Option(help="energy, or a baseline: fc, gaussian, ensemble, mdn, edm, flow, field, gru.")
     ] = None,
     actions: Annotated[
         bool | None, typer.Option("--actions/--no-actions", help="Learn E(s, a, s') instead of E(s, s').")

@@ -17,8 +17,8 @@ class Marginals(nn.Module):
     quantile scale the spike is as wide as its probability and the tails are a Gaussian's, so that a smooth model can
     learn both. The marginal step of Gaussianisation (Chen & Gopinath 2000) and of copula models.
 
-    Where there are no rows to tell quantiles by, and beyond the range seen, z rises at least as fast as y: a Gaussian's
-    tail or a heavier one, so that nothing new, however far, gets a y further out than it is itself.
+    Beyond the quantiles that the rows can tell, the map goes on straight, and z at least as fast as y: a Gaussian's tail
+    or a heavier one, so that nothing new, however far, lies further out in y than it does itself.
     """
 
     knots: Tensor  # (D, K), increasing
@@ -45,12 +45,15 @@ class Marginals(nn.Module):
         before, after = place.floor().long(), place.ceil().long()
         knots = torch.lerp(ordered[before], ordered[after], (place - before).unsqueeze(-1)).T
         knots[:, 0], knots[:, -1] = low, high
-        least = torch.where(known[1:] & known[:-1], LEAST, 1.0) * levels.diff()
+        centre = knots[:, len(levels) // 2].unsqueeze(1)
+        told, widths, middle = known[1:] & known[:-1], levels.diff(), len(levels) // 2
+        steps = torch.maximum(knots.diff(dim=1), LEAST * widths)
+        inner = (steps / widths)[:, told]  # the outermost slopes that rows tell of go on, or a unit Gaussian's
+        for side, slope in ((slice(0, middle), inner[:, :1]), (slice(middle, None), inner[:, -1:])):
+            beyond = slope.clamp_min(1.0) if told.any() else torch.ones_like(centre)
+            steps[:, side] = torch.maximum(steps[:, side], torch.where(told, 0.0, beyond * widths)[:, side])
         # around the middle, so that a spike of equal values is spread to both sides alike
-        steps = torch.maximum(knots.diff(dim=1), least)
-        middle = len(levels) // 2
         up, down = steps[:, middle:].cumsum(1), steps[:, :middle].flip(1).cumsum(1).flip(1)
-        centre = knots[:, middle : middle + 1]
         self.knots.copy_(torch.cat((centre - down, centre, centre + up), dim=1))
         wide = WIDENING * (high - low)
         self.low.copy_(low - wide)
@@ -64,7 +67,7 @@ class Marginals(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         """The inverse of the map, kept to the range seen, widened by a tenth of it on either side."""
-        i = (torch.bucketize(y, self.levels, right=True) - 1).clamp(0, len(self.levels) - 2)
+        i = (torch.bucketize(y.contiguous(), self.levels, right=True) - 1).clamp(0, len(self.levels) - 2)
         low, high = self._ends(i)
         z = low + (y - self.levels[i]) / (self.levels[i + 1] - self.levels[i]) * (high - low)
         return torch.minimum(torch.maximum(z, self.low), self.high)

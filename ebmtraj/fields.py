@@ -28,8 +28,19 @@ class Coupling:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise EbmtrajError(f"a coupling's name is {self.name!r}; give a text")
         if len(self.entries) != len(self.weights) or not self.entries:
-            raise EbmtrajError(f"coupling {self.name!r}: {len(self.entries)} entries and {len(self.weights)} weights")
+            raise EbmtrajError(
+                f"coupling {self.name!r}: {len(self.entries)} entries and {len(self.weights)} weights; give one for each"
+            )
+        if not all(isinstance(entry, int) and not isinstance(entry, bool) for entry in self.entries):
+            raise EbmtrajError(f"coupling {self.name!r}: entries {list(self.entries)} are not all whole numbers")
+        if not all(
+            isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
+            for weight in self.weights
+        ):
+            raise EbmtrajError(f"coupling {self.name!r}: weights {list(self.weights)} are not all finite numbers")
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,16 @@ class Field:
                 f"field {self.name!r}: symmetry {self.symmetry!r} of a {self.kind}; a quaternion may have symmetry 'cube'"
             )
         for coupling in self.couplings or ():
-            if not all(0 <= entry < self.size for entry in coupling.entries):
-                raise EbmtrajError(f"field {self.name!r}: coupling {coupling.name!r} names an entry beyond {self.size}")
+            for entry in coupling.entries:
+                if not 0 <= entry < self.size:
+                    raise EbmtrajError(
+                        f"field {self.name!r}: coupling {coupling.name!r} names entry {entry}; it has 0 to {self.size - 1}"
+                    )
+                if self.kind == "quaternion" or self.turning()[entry]:
+                    raise EbmtrajError(
+                        f"field {self.name!r}: coupling {coupling.name!r} adds up entry {entry}, which turns without end; "
+                        "give it limits, or drop the coupling"
+                    )
         if self.kind == "angle" and self.unit.lower().rstrip(".") in DEGREES:
             raise EbmtrajError(
                 f"field {self.name!r}: an angle is in radians, not in {self.unit!r}; convert it, or make it plain"
@@ -106,7 +125,7 @@ def fields_to_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
     for field in fields:
         values = {key: getattr(field, key) for key in keys}
         row = {k: _listed(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
-        if field.couplings:
+        if field.couplings is not None:
             row["couplings"] = [
                 {"name": c.name, "entries": list(c.entries), "weights": list(c.weights)} for c in field.couplings
             ]
@@ -132,7 +151,8 @@ def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
                     values[key] = tuple(unlimited if value is None else float(value) for value in values[key])
             if values.get("couplings") is not None:
                 values["couplings"] = tuple(
-                    Coupling(c["name"], tuple(c["entries"]), tuple(c["weights"])) for c in values["couplings"]
+                    Coupling(**{**c, "entries": tuple(c["entries"]), "weights": tuple(c["weights"])})
+                    for c in values["couplings"]
                 )
             fields.append(Field(**values))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

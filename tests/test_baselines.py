@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -412,7 +411,7 @@ def test_what_is_reported(name: str, hand_store: Path) -> None:
     store = Store.open(hand_store)
     data = Transitions.load(store, "train")
     cd = ["network.sampler.steps=3", "network.rollout_steps=3", "network.buffer=100"] if name == "cd" else []
-    recipe = dataclasses.replace(small(hand_store, name, *cd), actions=False)
+    recipe = load_recipe(None, [*SMALL, *cd], {"model": name, "data": str(hand_store)})
     network = {k: v for k, v in recipe.network.items() if v is not None}
     model = make_model(name, store.state_fields, store.action_fields, actions=False, network=network)
     model.prepare(data)

@@ -11,6 +11,7 @@ import pytest
 
 from ebmtraj.config import build, first_difference, from_recipe, merge, parse_overrides, read_toml, to_plain, to_toml
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.training.loop import TrainingConfig
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe
 from ebmtraj.trajectories.registry import MODELS
 
@@ -145,6 +146,50 @@ def test_one_setting_of_the_sampler_leaves_the_others() -> None:
     assert cd[1] == {**cd[0], "step_size": 0.5}
 
 
+def test_a_model_brings_defaults_of_its_own_which_all_else_overrides(tmp_path: Path) -> None:
+    usual = TrainingConfig()
+    for model, own in (("dsm", {"learning_rate": 4e-3, "constant": 0.2}), ("gru", {"batch": 128}), ("cd", {})):
+        training = load_recipe(None, [], {"model": model}).training
+        assert training == dataclasses.replace(usual, **own)
+        assert load_recipe(None, [f"model={model}"], {}).training == training
+    path = tmp_path / "r.toml"
+    path.write_text("[training]\nlearning_rate = 0.5\n")
+    filed = load_recipe(path, [], {"model": "dsm"}).training
+    assert (filed.learning_rate, filed.constant) == (0.5, 0.2)
+    said = load_recipe(path, ["training.learning_rate=0.25"], {"model": "dsm"}).training
+    assert (said.learning_rate, said.constant) == (0.25, 0.2)
+    path.write_text("model = 'gru'\n")
+    assert load_recipe(path, [], {}).training.batch == 128
+    assert load_recipe(path, [], {"model": "cd"}).training.batch == usual.batch  # the model that is made, not the file's
+    resumed = load_recipe(None, [], {"model": "dsm"}, {"training": {"learning_rate": 0.125}}).training
+    assert (resumed.learning_rate, resumed.constant) == (0.125, 0.2)
+
+
+def test_given_actions_a_model_also_sees_its_past(tmp_path: Path) -> None:
+    def past(recipe: TransitionRecipe) -> tuple[int, bool]:
+        return recipe.network["history"], recipe.network["previous_control"]
+
+    path = tmp_path / "r.toml"
+    path.write_text("actions = true\n")
+    for model in ("dsm", "field"):
+        assert past(load_recipe(None, [], {"model": model})) == (0, False)
+        for with_actions in (
+            load_recipe(None, [], {"model": model, "actions": True}),
+            load_recipe(None, ["actions=true"], {"model": model}),
+            load_recipe(path, [], {"model": model}),
+        ):
+            assert past(with_actions) == (1, True)
+        assert past(load_recipe(path, [], {"model": model, "actions": False})) == (0, False)
+        assert past(load_recipe(path, ["network.history=3"], {"model": model})) == (3, True)
+        none = ["network.history=0", "network.previous_control=false"]
+        assert past(load_recipe(path, none, {"model": model})) == (0, False)
+        own = {"actions": True, "network": {"history": 0, "previous_control": False}}  # as a run that is gone on with
+        assert past(load_recipe(None, [], {"model": model}, own)) == (0, False)
+    assert "history" not in load_recipe(path, [], {"model": "gaussian"}).network
+    with pytest.raises(EbmtrajError, match=r"network\.previous_control = true needs a past"):
+        load_recipe(path, ["network.history=0"], {"model": "dsm"})
+
+
 @pytest.mark.parametrize(
     ("model", "change", "word"),
     [
@@ -162,10 +207,12 @@ def test_one_setting_of_the_sampler_leaves_the_others() -> None:
         ("dsm", "network.sampler.steps=-1", "steps"),
         ("dsm", "network.sampler.clip=-1.0", "clip"),
         ("dsm", "network.sampler.noise=0.1", "ladder"),
-        ("dsm", "network.sampler.ladder.sigma_min=9.0", "sigma_min"),
+        ("dsm", "network.sampler.ladder.sigma_min=30.0", "sigma_min"),
         ("dsm", "network.sampler.ladder.predictor=rk4", "predictor"),
         ("dsm", "network.sampler.backend=numpy", "backend"),
         ("dsm", "network.buffer=3", "unknown key buffer"),
+        ("dsm", "network.whiten=true", "don't go together; set one of them to false"),
+        ("dsm", "network.sampler.ladder.spacing=even", "spacing"),
         ("cd", "network.buffer=0", "buffer"),
         ("cd", "network.keep=1.5", "keep"),
         ("cd", "network.space=body", "space"),

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ebmtraj.datasets import coordinates as c
-from ebmtraj.fields import Field
+from ebmtraj.fields import Coupling, Field
 
 FIELDS = (Field("joint", 2, "angle"), Field("cube", 3, "position"), Field("turn", 4, "quaternion"), Field("speed", 2))
 INCREMENTS = c.Increments(FIELDS)
@@ -154,3 +154,84 @@ def test_an_angle_that_turns_without_end_is_seen_as_a_point_on_a_circle() -> Non
     torch.testing.assert_close(c.Increments(fields).features(turned)[0], seen)
     torch.testing.assert_close(c.Increments(fields).between(state, turned), torch.zeros(1, 7), rtol=0, atol=1e-5)
     assert c.Increments((hinge, hinge)).feature_size == 10
+
+
+def cube_angle(p: Tensor, q: Tensor) -> Tensor:
+    """Least angle, rad, between poses of a cube, over its 24 symmetric ones, by scipy's own group."""
+    return torch.from_numpy(
+        np.min([(scipy_rotation(p) * turn * scipy_rotation(q).inv()).magnitude() for turn in Rotation.create_group("O")], 0)
+    )
+
+
+def test_a_cubes_symmetric_poses_are_seen_alike() -> None:
+    q = unit_quaternions(300)
+    seen = c.cube_features(q)
+    assert seen.shape == (300, 24)
+    np.testing.assert_allclose(c.cube_features(-q), seen, atol=0)
+    group = Rotation.create_group("O")
+    assert len(group) == len(c.CUBE_SYMMETRIES) == 24
+    for turn in group:
+        turned = torch.from_numpy((scipy_rotation(q) * turn).as_quat()[:, [3, 0, 1, 2]])
+        np.testing.assert_allclose(c.cube_features(turned), seen, atol=1e-12)
+    field = Field("cube", 4, "quaternion", symmetry="cube")
+    both = c.Increments((Field("x", 2), field))
+    assert both.feature_size == 26
+    assert both.features(torch.cat((q[:, :2], q), dim=1))[:, 2:].equal(seen)
+    state = torch.cat((q[:-1], q[1:]), dim=1)  # the increment is that of any quaternion
+    assert (
+        c.Increments((field,))
+        .between(state[:, :4], state[:, 4:])
+        .equal(c.Increments((Field("cube", 4, "quaternion"),)).between(state[:, :4], state[:, 4:]))
+    )
+
+
+def test_other_poses_of_a_cube_are_told_apart_by_their_angle() -> None:
+    """Both parts grow with the angle to the nearest symmetric pose: the moments smoothly, the matrix by its chord."""
+    p = unit_quaternions(2000, 1)
+    small = 0.05 * torch.randn(2000, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    near = c.quaternion_multiply(c.quaternion_exp(small), p)
+    for q in (unit_quaternions(2000, 3), near):
+        angle = cube_angle(p, q)
+        apart = c.cube_features(p) - c.cube_features(q)
+        assert (apart[:, :15].norm(dim=-1) > 0.7 * torch.sin(angle)).all()
+        chord = 8**0.5 * torch.sin(angle / 2)  # Frobenius distance of two rotations so far apart
+        assert (apart[:, 15:].norm(dim=-1) > chord - 1e-9).all()
+    assert cube_angle(p, near).median() < 0.1
+    moved = (c.cube_features(p) - c.cube_features(near))[:, :15].norm(dim=-1)
+    assert (moved < 1.8 * cube_angle(p, near)).all()  # smooth: no jump
+
+
+def test_couplings_are_seen_before_their_field() -> None:
+    pair = (Coupling("a", (2, 0), (1.0, -0.5)), Coupling("b", (1,), (3.0,)))
+    field = Field("joint", 3, "angle", low=(-2.0,) * 3, high=(2.0,) * 3, couplings=pair)
+    seen = c.Increments((Field("x", 1), field)).features(torch.tensor([[9.0, 1.0, 0.2, 0.3]]))
+    torch.testing.assert_close(seen, torch.tensor([[9.0, 0.3 - 0.5, 0.6, 1.0, 0.2, 0.3]]))
+    half = Field("joint", 2, "angle", low=(-1.0, -math.inf), high=(1.0, math.inf), couplings=(Coupling("a", (0,), (2.0,)),))
+    assert c.Increments((half,)).feature_size == 4
+    seen = c.Increments((half,)).features(torch.tensor([[0.5, 0.3]]))
+    torch.testing.assert_close(seen, torch.tensor([[1.0, 0.5, math.sin(0.3), math.cos(0.3)]]))
+
+
+def test_the_hands_couplings_are_mujocos_own_tendon_lengths() -> None:
+    import mujoco
+
+    from ebmtraj.envs.hand_cube import build_model, physics_of, state_fields
+
+    model, fields = build_model(), state_fields()
+    data = mujoco.MjData(model)
+    couplings = fields[0].couplings
+    assert couplings is not None
+    assert [coupling.name for coupling in couplings] == ["T_FFJ1c", "T_MFJ1c", "T_RFJ1c", "T_LFJ1c"]
+    joints = np.random.default_rng(0).uniform(-1, 1, (30, 24))
+    state = torch.zeros(30, 31, dtype=torch.float64)
+    state[:, :24], state[:, 27:] = torch.from_numpy(joints), unit_quaternions(30)
+    seen = c.Increments(fields).features(state)[:, : len(couplings)].numpy()
+    lengths = np.empty((30, len(couplings)))
+    for i in range(30):
+        data.qpos[:] = physics_of(state[i : i + 1].numpy())[0, 1 : 1 + model.nq]
+        mujoco.mj_forward(model, data)
+        lengths[i] = [data.ten_length[model.tendon(f"robot0:{coupling.name}").id] for coupling in couplings]
+    scale = lengths[0] / seen[0]  # radians of the first joint against the tendon's own unit
+    np.testing.assert_allclose(seen * scale, lengths, rtol=1e-5, atol=1e-8)
+    assert lengths.std(0).min() > 0
+    assert fields[2].symmetry == "cube"

@@ -233,7 +233,8 @@ def alternating(count: int, history: int) -> Transitions:
     [("dsm", {"history": 1}), ("field", {"history": 2, "history_noise": 0.0}), ("gru", {}), ("gru", {"learn": "last"})],
 )
 def test_learns_what_only_the_past_tells(name: str, network: dict[str, Any], tmp_path: Path) -> None:
-    sizes = {"width": 32, "depth": 2, "history": 3}
+    sizes: dict[str, Any] = {"width": 32, "depth": 2, "history": 3}
+    sizes["gaussianise"] = False  # which closes the gap between the two moves: a network so small then mistakes 5 %
     model = make_model(name, STATE, ACTION, actions=False, network={**sizes, **network}, seed=0)
     data = alternating(2000, model.history)
     data.action = None

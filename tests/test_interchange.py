@@ -677,6 +677,51 @@ def test_merge_and_split_refuse(store: Store, tmp_path: Path, capfd: pytest.Capt
     assert Store.open(store.path).content_hash == store.content_hash
 
 
+def plainer(path: Path, store: Store) -> Store:
+    """The store as it was before fields told of couplings and symmetry, with other episodes."""
+    recipe = recipe_of(store)
+    fields = tuple(replace(field, couplings=None, symmetry=None) for field in recipe.state_fields)
+    block = store.read_block(0, 5)
+    return fill(path, replace(block, state=block.state + np.float32(1e-3)), replace(recipe, state_fields=fields))
+
+
+def test_couplings_and_symmetry_go_where_the_numbers_go(
+    hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fields = Store.open(hand_store).state_fields
+    assert fields[0].couplings
+    assert fields[2].symmetry == "cube"
+    for name, split in (("a", "train"), ("b", "test")):
+        assert call(capfd, "data", "split", hand_store, tmp_path / f"{name}.zarr", "--split", split)[0] == 0
+    assert call(capfd, "data", "merge", tmp_path / "a.zarr", tmp_path / "b.zarr", tmp_path / "ab.zarr")[0] == 0
+    for name in ("a", "ab"):
+        assert Store.open(tmp_path / f"{name}.zarr").state_fields == fields
+    # what a foreign file is told to hold
+    (tmp_path / "fields.json").write_text(call(capfd, "data", "info", hand_store, "--json")[1])
+    np.savez(tmp_path / "f.npz", state=np.ones((3, 31)), action=np.ones((2, 20)))
+    common = ("data", "import", tmp_path / "f.npz", tmp_path / "f.zarr", "--format", "npz", "--fields")
+    assert call(capfd, *common, tmp_path / "fields.json")[0] == 0
+    assert Store.open(tmp_path / "f.zarr").state_fields == fields
+    told = json.loads((tmp_path / "fields.json").read_text())
+    told["state_fields"][0]["couplings"][1]["entries"] = [9, 24]
+    (tmp_path / "fields.json").write_text(json.dumps(told))
+    one_line(call(capfd, *common, tmp_path / "fields.json", "--overwrite"), "fields.json", "T_MFJ1c", "24")
+    told["state_fields"][0]["couplings"] = None
+    told["state_fields"][2]["symmetry"] = "brick"
+    (tmp_path / "fields.json").write_text(json.dumps(told))
+    one_line(call(capfd, *common, tmp_path / "fields.json", "--overwrite"), "fields.json", "brick", "'cube'")
+
+
+def test_stores_whose_fields_tell_more_are_not_merged_with_plainer_ones(
+    hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = plainer(tmp_path / "plain.zarr", Store.open(hand_store))
+    for pair in ((hand_store, plain.path), (plain.path, hand_store)):
+        result = call(capfd, "data", "merge", *pair, tmp_path / "m.zarr")
+        one_line(result, "couplings of state field 'joint_angles'", "null", "T_FFJ1c", "the same fields")
+    assert not (tmp_path / "m.zarr").exists()
+
+
 def test_merge_resumes(store: Store, tmp_path: Path, killed_after: list[int]) -> None:
     other = fill(tmp_path / "b.zarr", make_block(30, 9)).path
     whole = merge_stores([store.path, other], tmp_path / "whole.zarr")

@@ -234,8 +234,8 @@ def test_resume_refuses_another_recipe_and_names_the_key(
     path = whole_runs["dsm", False]
     before = best(path)
     for change, words in (
-        ("training.learning_rate=0.5", "training.learning_rate = 0.001, not 0.5"),
-        ("network.sampler.ladder.levels=4", "network.sampler.ladder.levels = 11, not 4"),
+        ("training.learning_rate=0.5", "training.learning_rate = 0.004, not 0.5"),
+        ("network.sampler.ladder.levels=7", "network.sampler.ladder.levels = 4, not 7"),
     ):
         with pytest.raises(EbmtrajError, match=words):
             train(recipe_for(hand_store, "dsm", change), path, resume=True)

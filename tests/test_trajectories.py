@@ -28,6 +28,7 @@ PAPER = [  # the paper's own setting of the energy, see `PairConfig`
     *("network.scale=1.0", "network.prior=0.0", "network.start=uniform", "network.keep=0.95", "network.alpha=1.0"),
     *("network.beta1=0.0", "network.sampler.step_size=10.0", "network.sampler.noise=0.005"),
 ]
+WHITEN = ["network.whiten=true", "network.gaussianise=false"]
 CASES = [(name, actions) for name in MODELS for actions in (False, True)]
 
 
@@ -119,15 +120,20 @@ def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
     [
         ("cd", PAPER),
         ("cd", ["network.whiten=true", "network.spectral=false"]),
-        ("dsm", ["network.whiten=true", "network.sampler.steps=1", "network.sampler.ladder.predictor=euler"]),
+        ("dsm", [*WHITEN, "network.sampler.steps=1", "network.sampler.ladder.predictor=euler"]),
         ("fc", ["network.space=delta", "network.matrices=true", "network.spectral=false"]),
         ("gaussian", ["network.whiten=true", "network.beta=1.0"]),
+        ("gaussian", ["network.gaussianise=true"]),
+        (
+            "dsm",
+            ["network.gaussianise=false", *(f"network.sampler.ladder.{k}" for k in ("spacing=rho", "predictor=heun"))],
+        ),
         ("ensemble", ["network.members=2", "network.bootstrap=false", "network.beta=0.0", "network.whiten=true"]),
         ("mdn", ["network.components=1", "network.low=-2.0", "network.high=1.0", "network.whiten=true"]),
         ("edm", ["network.whiten=true", "network.ladder.predictor=euler", "network.ladder.levels=3"]),
         ("flow", ["network.whiten=true", "network.time.law=uniform", "network.solver=heun", "network.steps=3"]),
         ("flow", ["network.solver=euler", "network.depth=1"]),
-        ("field", ["network.whiten=true", "network.sampler.steps=1", "network.sampler.ladder.predictor=none"]),
+        ("field", [*WHITEN, "network.sampler.steps=1", "network.sampler.ladder.predictor=none"]),
         ("field", ["network.history=2", "network.history_noise=0.0", "network.forget=0.0"]),
         ("dsm", ["network.history=1", "network.history_noise=0.3", "network.forget=1.0", "stream=true"]),
         ("gru", ["network.history=1", "network.whiten=true", "network.components=2", "network.forget=0.0"]),

@@ -136,6 +136,8 @@ def _refuse_difference(first: Store, other: Store) -> None:
     for key in _ALIKE:
         mine, theirs = first.attributes.get(key), other.attributes.get(key)
         if mine != theirs:
+            if key in ("state_fields", "action_fields"):
+                key, mine, theirs = _field_difference(key, mine, theirs)
             raise EbmtrajError(
                 f"store {other.path} has {key} = {_short(theirs)}, store {first.path} {_short(mine)}; only stores of one "
                 "environment, with the same fields, can be merged"
@@ -143,6 +145,16 @@ def _refuse_difference(first: Store, other: Store) -> None:
     model = [store.attributes["env_attributes"].get("model_hash") for store in (first, other)]
     if None not in model and model[0] != model[1]:
         raise EbmtrajError(f"stores {first.path} and {other.path} come from different models of {first.attributes['env']}")
+
+
+def _field_difference(key: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:
+    """Where lists of fields first differ: what of which field, and both values; the lists where their fields do."""
+    if [field["name"] for field in mine] == [field["name"] for field in theirs]:
+        for a, b in zip(mine, theirs, strict=True):
+            for what in (*a, *b):
+                if a.get(what) != b.get(what):
+                    return f"{what} of {key[:-1].replace('_', ' ')} {a['name']!r}", a.get(what), b.get(what)
+    return key, mine, theirs
 
 
 def _refuse_duplicates(stores: Sequence[Store]) -> None:

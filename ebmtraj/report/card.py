@@ -8,7 +8,7 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -331,8 +331,22 @@ def _field_table(found: Survey) -> str:
             ends = [value for side in field.limits() for value in side if math.isfinite(value)]
             limits = _span(min(ends), max(ends)) if ends else "-"
             seen = _span(columns.low[place].min(), columns.high[place].max())
-            rows.append((label, field.name, field.kind, field.unit or "-", str(field.size), seen, limits))
-    return _table(("of", "field", "kind", "unit", "numbers", "seen", "limits"), rows, words=4)
+            kind = f"{field.kind} of a {field.symmetry}" if field.symmetry else field.kind
+            rows.append((label, field.name, kind, field.unit or "-", str(field.size), seen, limits))
+    notes = [f"<p class=note>{_text(note)}</p>" for columns in (found.state, found.action) for note in _couplings(columns)]
+    return _table(("of", "field", "kind", "unit", "numbers", "seen", "limits"), rows, words=4) + "".join(notes)
+
+
+def _couplings(columns: Columns) -> Iterator[str]:
+    """One line a field with couplings: each as the sum that it is."""
+    for field in columns.fields:
+        names = field.entries or tuple(str(i) for i in range(field.size))
+        sums = []
+        for coupling in field.couplings or ():
+            parts = zip(coupling.weights, coupling.entries, strict=True)
+            sums.append(f"{coupling.name} = " + " ".join(f"{weight:+.4g} {names[entry]}" for weight, entry in parts))
+        if sums:
+            yield f"Coupled in {field.name}: {'; '.join(sums)}."
 
 
 def _number_table(found: Survey) -> str:
