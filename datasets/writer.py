@@ -115,7 +115,7 @@ class StoreWriter:
         store = Store.open(path)
         expected = recipe.attributes()
         found = {key: store.attributes.get(key) for key in expected}
-        difference = _difference(found, expected)
+        difference = first_difference(found, expected)
         if difference:
             key, old, new = difference
             raise EbmtrajError(
@@ -282,13 +282,17 @@ def _compressors(itemsize: int) -> list[BloscCodec | Crc32cCodec]:
     return [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=itemsize), Crc32cCodec()]
 
 
-def _difference(found: Any, expected: Any, key: str = "") -> tuple[str, str, str] | None:
-    """First place where two JSON values differ, with both values there."""
+def first_difference(found: Any, expected: Any, key: str = "") -> tuple[str, str, str] | None:
+    """First place where two JSON values differ, with both values there; fields of the same names, key by key."""
+    if key in ("state_fields", "action_fields"):
+        named = [{row["name"]: row for row in rows} for rows in (found, expected)]
+        if list(named[0]) == list(named[1]):
+            found, expected = named
     if isinstance(found, dict) and isinstance(expected, dict):
         if key == "split":
             found = {name: found.get(name) for name in expected}  # the counts are added at the end
         for name in sorted({*found, *expected}):
-            inner = _difference(found.get(name), expected.get(name), f"{key}.{name}" if key else name)
+            inner = first_difference(found.get(name), expected.get(name), f"{key}.{name}" if key else name)
             if inner:
                 return inner
         return None

@@ -191,8 +191,18 @@ def test_card_of_the_hand(hand_store: Path, tmp_path: Path) -> None:
     data_card(str(hand_store), tmp_path / "card.html")
     page = (tmp_path / "card.html").read_text()
     needs_nothing_else(page)
-    for word in ("joint_angles", "cube_position", "WRJ1", "rad", "model_hash", "the furthest turning", "random"):
+    for word in (
+        "joint_angles",
+        "cube_position",
+        "WRJ1",
+        "rad",
+        "model_hash",
+        "the furthest turning",
+        "random",
+        "quaternion of a cube",
+    ):
         assert word in page
+    assert "Coupled in joint_angles: T_FFJ1c = +1 FFJ0 -1.142 FFJ1; T_MFJ1c" in page
     strips = [image for image in pictures(page) if image.width > 1200]
     assert len(strips) >= 2
     assert len(page) < 3_000_000

@@ -249,6 +249,11 @@ def test_a_finished_store_can_be_extended(tmp_path: Path) -> None:
         ({"env_attributes": {"mujoco_version": "3.3.0"}}, 'env_attributes.mujoco_version = "4.0.0", not "3.3.0"'),
         ({"split_seed": 1}, "split.seed = 0, not 1"),
         ({"steps": None}, "steps = 40, not null"),
+        (
+            {"state_fields": (replace(RECIPE.state_fields[0], unit="mm"), *RECIPE.state_fields[1:])},
+            f'state_fields.{RECIPE.state_fields[0].name}.unit = "{RECIPE.state_fields[0].unit}", not "mm"',
+        ),
+        ({"action_fields": (Field("other", 99),)}, 'not [{"name": "other", "size": 99'),
     ],
 )
 def test_resume_refuses_another_recipe(tmp_path: Path, change: dict[str, Any], message: str) -> None:

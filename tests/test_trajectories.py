@@ -16,6 +16,7 @@ from ebmtraj.energies.transition import TiltedPairEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.samplers.langevin import gradient_of
+from ebmtraj.training.checkpoint import load_tensors, save_tensors
 from ebmtraj.training.loop import Stage
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
 from ebmtraj.trajectories.model import TransitionModel
@@ -93,8 +94,6 @@ def test_contract(name: str, actions: bool, checkpoints: dict[Any, Path], some: 
 def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
     name: str, actions: bool, hand_store: Path, some: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    from ebmtraj.training.checkpoint import save_tensors
-
     store = Store.open(hand_store)
     network = {k: v for k, v in recipe_for(hand_store, name).network.items() if v is not None}
     model = make_model(name, store.state_fields, store.action_fields, actions=actions, network=network, seed=5)
@@ -113,6 +112,29 @@ def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
     first = next(iter(dict(model.named_parameters())))
     assert dict(again.named_parameters())[first].equal(dict(model.named_parameters())[first])
     assert not dict(different.named_parameters())[first].equal(dict(model.named_parameters())[first])
+
+
+def test_a_checkpoint_from_before_there_were_marginals(
+    hand_store: Path, some: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    """The identity takes their place, and what its header does not say was as it then was."""
+    old = ["network.gaussianise=false", "network.noise.mean=-0.8", "network.noise.std=1.2"]
+    ladder = {"levels": 11, "sigma_max": 5.0, "sigma_min": 0.02, "rho": 7.0, "predictor": "heun"}
+    old += [f"network.sampler.ladder.{key}={value}" for key, value in (*ladder.items(), ("spacing", "rho"))]
+    train_transition(recipe_for(hand_store, "dsm", *old), tmp_path / "run", device="cpu")
+    path = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    header, tensors = load_tensors(path)
+    network = {k: v for k, v in header["network"].items() if k not in ("gaussianise", "history", "previous_control")}
+    network["sampler"] = {**network["sampler"], "ladder": ladder}
+    bare = {k: v for k, v in tensors.items() if "marginals" not in k}
+    assert len(bare) < len(tensors)
+    save_tensors(tmp_path / "old.safetensors", bare, {**header, "network": network})
+    new, before = (load_model(each)[0] for each in (path, tmp_path / "old.safetensors"))
+    state = some[0][:, 0]
+    assert before.sample_next(state, None, seeded(0)).equal(new.sample_next(state, None, seeded(0)))
+    save_tensors(tmp_path / "cut.safetensors", {**bare, "normaliser.marginals.low": torch.zeros(30)}, header)
+    with pytest.raises(EbmtrajError, match=r"lacks the tensor normaliser\.marginals"):
+        load_model(tmp_path / "cut.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from ebmtraj.datasets.interchange.source import (
     write_store,
 )
 from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.writer import first_difference
 from ebmtraj.errors import EbmtrajError
 
 _ALIKE = ("env", "env_kwargs", "control_timestep", "state_fields", "action_fields")  # what merged stores must share
@@ -134,27 +134,16 @@ def _common(values: Sequence[Any], otherwise: Any) -> Any:
 
 def _refuse_difference(first: Store, other: Store) -> None:
     for key in _ALIKE:
-        mine, theirs = first.attributes.get(key), other.attributes.get(key)
-        if mine != theirs:
-            if key in ("state_fields", "action_fields"):
-                key, mine, theirs = _field_difference(key, mine, theirs)
+        difference = first_difference(first.attributes.get(key), other.attributes.get(key), key)
+        if difference:
+            where, mine, theirs = difference
             raise EbmtrajError(
-                f"store {other.path} has {key} = {_short(theirs)}, store {first.path} {_short(mine)}; only stores of one "
+                f"store {other.path} has {where} = {_short(theirs)}, store {first.path} {_short(mine)}; only stores of one "
                 "environment, with the same fields, can be merged"
             )
     model = [store.attributes["env_attributes"].get("model_hash") for store in (first, other)]
     if None not in model and model[0] != model[1]:
         raise EbmtrajError(f"stores {first.path} and {other.path} come from different models of {first.attributes['env']}")
-
-
-def _field_difference(key: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:
-    """Where lists of fields first differ: what of which field, and both values; the lists where their fields do."""
-    if [field["name"] for field in mine] == [field["name"] for field in theirs]:
-        for a, b in zip(mine, theirs, strict=True):
-            for what in (*a, *b):
-                if a.get(what) != b.get(what):
-                    return f"{what} of {key[:-1].replace('_', ' ')} {a['name']!r}", a.get(what), b.get(what)
-    return key, mine, theirs
 
 
 def _refuse_duplicates(stores: Sequence[Store]) -> None:
@@ -186,6 +175,5 @@ def _place(path: str | Path) -> str:
     return text if "://" in text else str(Path(text).expanduser().resolve())
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
+def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

@@ -36,6 +36,7 @@ MODELS: dict[str, type[TransitionModel]] = {
     "field": FieldModel,
     "gru": SequenceModel,
 }
+MARGINALS = "normaliser.marginals."
 ENERGIES = ("dsm", "cd")  # the transition energies among them, by their objective
 
 
@@ -92,5 +93,7 @@ def load_model(
         network=merge(to_plain(trained), network or {}),
         source=f"checkpoint {path}: network",
     )
+    if not any(name.startswith(MARGINALS) for name in tensors):  # trained before there were any: the identity
+        tensors = {**model.normaliser.marginals.state_dict(prefix=MARGINALS), **tensors}
     load_weights(model, tensors, path)
     return model.to(device).eval(), header
