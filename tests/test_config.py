@@ -148,7 +148,11 @@ def test_one_setting_of_the_sampler_leaves_the_others() -> None:
 
 def test_a_model_brings_defaults_of_its_own_which_all_else_overrides(tmp_path: Path) -> None:
     usual = TrainingConfig()
-    for model, own in (("dsm", {"learning_rate": 4e-3, "constant": 0.2}), ("gru", {"batch": 128}), ("cd", {})):
+    for model, own in (
+        ("dsm", {"learning_rate": 4e-3, "constant": 0.2}),
+        ("gru", {"batch": 128, "learning_rate": 2e-3, "constant": 0.2}),
+        ("cd", {}),
+    ):
         training = load_recipe(None, [], {"model": model}).training
         assert training == dataclasses.replace(usual, **own)
         assert load_recipe(None, [f"model={model}"], {}).training == training

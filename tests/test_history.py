@@ -206,7 +206,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(
         assert whole.keys() == cut.keys()
         assert all(whole[key].equal(cut[key]) for key in whole)
     model, _ = load_model(tmp_path / "cut" / "checkpoints" / "best.safetensors")
-    assert model.history == (2 if name == "dsm" else 8)
+    assert model.history == (2 if name == "dsm" else 4)
 
 
 # what is learnt

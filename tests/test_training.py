@@ -39,8 +39,9 @@ def recipe_for(store: Path, model: str = "dsm", *changes: str, actions: bool = F
         if model == "cd"
         else []
     )
+    dsm = ["network.base_share=0.25"] if model == "dsm" else []
     given = {"model": model, "actions": actions, "data": str(store)}
-    return load_recipe(None, [*SMALL, "training.steps=60", *cd, *changes], given)
+    return load_recipe(None, [*SMALL, *dsm, "training.steps=60", *cd, *changes], given)
 
 
 def train(recipe: TransitionRecipe, path: Path, **options: Any) -> Result:
@@ -354,7 +355,7 @@ def test_one_bad_step_is_rolled_back_and_logged(
     assert event["rate"] == 0.5
     assert "loss" in event["why"]
     assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
-    assert all(v.isfinite().all() for k, v in best(tmp_path / "run").items() if "_low" not in k and "_high" not in k)
+    assert all(v.isfinite().all() for k, v in best(tmp_path / "run").items() if "low" not in k and "high" not in k)
 
 
 def test_a_roll_back_takes_new_noise_and_a_lower_rate(
