@@ -247,6 +247,7 @@ class Trajectories:
     actions: Tensor
     episodes: np.ndarray
     shorter: int  # episodes of the split that ended earlier and are left out
+    held: int = 0  # of the episodes kept, those that terminated earlier and stay in their last state
 
     def past(self, times: Tensor, length: int, *, actions: bool = False) -> Past:
         """The `length` states before those at `times` `(N, W)`, as `(N * W, length, S)`."""
@@ -263,11 +264,23 @@ class Trajectories:
 
 
 def trajectories(
-    store: Store, split: str, steps: int, *, limit: int | None = None, device: torch.device | str = "cpu"
+    store: Store,
+    split: str,
+    steps: int,
+    *,
+    limit: int | None = None,
+    hold: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Trajectories:
-    """The first `steps` steps of all episodes of a split that are that long; raises `EbmtrajError` if there is none."""
+    """The first `steps` steps of all episodes of a split that are that long; raises `EbmtrajError` if there is none.
+
+    With `hold`, an episode that terminated earlier is kept too, staying in the state in which it did, so that what
+    terminates counts as often as it happens; its actions from then on are its last one.
+    """
     episodes = np.asarray(store.split(split))
     long_enough = store.lengths[episodes] >= steps
+    if hold:
+        long_enough |= store.terminated[episodes] & (store.lengths[episodes] > 0)
     chosen = episodes[long_enough][:limit]
     if len(chosen) == 0:
         longest = int(store.lengths[episodes].max(initial=0))
@@ -278,13 +291,14 @@ def trajectories(
     state, action = store.read_states(chosen), store.read_actions(chosen)
     starts = np.concatenate(([0], np.cumsum(lengths + 1)[:-1]))
     action_starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    states = state[starts[:, None] + np.arange(steps + 1)]
-    actions = action[action_starts[:, None] + np.arange(steps)]
+    states = state[starts[:, None] + np.minimum(np.arange(steps + 1), lengths[:, None])]
+    actions = action[action_starts[:, None] + np.minimum(np.arange(steps), lengths[:, None] - 1)]
     return Trajectories(
         torch.from_numpy(states).to(device),
         torch.from_numpy(actions).to(device),
         chosen,
         int((~long_enough).sum()),
+        int((lengths < steps).sum()),
     )
 
 

@@ -183,16 +183,17 @@ def resimulate(
     *,
     steps: int | None = None,
     recorded: bool = False,
+    hold: bool = False,
     workers: int = 1,
     own_code: bool = False,
 ) -> np.ndarray:
     """What else could have followed the starts of recorded episodes: same start, same policy, other noise of the policy.
 
     -> states (N, samples, T+1, S), float32; T is `steps` or else the store's limit. A pure function of the stored seeds, for
-    any number of `workers`; with `recorded`, sample 0 is the recorded episode itself. Only futures of T steps count, as with
-    the episodes that rollouts are measured on: one that terminates earlier is drawn again. Raises `EbmtrajError` where the
-    store was not collected by this package, where environment or policy are the user's own code (`own_code` runs it), where
-    the recorded start does not come out again, and where futures of T steps are too rare.
+    any number of `workers`; with `recorded`, sample 0 is the recorded episode itself. Only futures of T steps count: one
+    that terminates earlier is drawn again, or with `hold` stays in the state in which it did. Raises `EbmtrajError` where
+    the store was not collected by this package, where environment or policy are the user's own code (`own_code` runs it),
+    where the recorded start does not come out again, and where futures of T steps are too rare.
     """
     config = _config_of(store, steps, own_code)
     if samples < 1 or len(episodes) < 1:
@@ -205,7 +206,9 @@ def resimulate(
     size = max(1, FUTURES_AT_ONCE // samples)
     blocks = [tuple(seeds[first : first + size]) for first in range(0, len(seeds), size)]
     with open_pool(workers) as pool:
-        parts = pool.map(partial(_futures, config, samples, recorded), blocks, lambda block: f"{len(block)} starts again")
+        parts = pool.map(
+            partial(_futures, config, samples, recorded, hold), blocks, lambda block: f"{len(block)} starts again"
+        )
         states = np.concatenate(list(parts))
     starts = store.read_states(chosen)[piece_offsets(store.lengths[chosen] + 1)[:-1]]
     if np.abs(states[:, 0, 0] - starts).max() > REPLAY_TOLERANCE:
@@ -213,8 +216,11 @@ def resimulate(
     return states
 
 
-def _futures(config: CollectConfig, samples: int, recorded: bool, seeds: tuple[int, ...]) -> np.ndarray:
-    """The first `samples` futures (B, samples, T+1, S) of each seed that last T steps, by the number of their noise."""
+def _futures(config: CollectConfig, samples: int, recorded: bool, hold: bool, seeds: tuple[int, ...]) -> np.ndarray:
+    """The first `samples` futures (B, samples, T+1, S) of each seed that last T steps, by the number of their noise.
+
+    With `hold`, one that terminates earlier lasts in the state in which it did.
+    """
     env, policy = _made(config)
     kept: list[list[np.ndarray]] = [[] for _ in seeds]
     number = [0 if recorded else 1] * len(seeds)  # of the next noise; 0 is the recorded one
@@ -224,11 +230,11 @@ def _futures(config: CollectConfig, samples: int, recorded: bool, seeds: tuple[i
             break
         starts = [_generator(seeds[i], 0) for i, _ in tries]
         noise = [_generator(seeds[i], 1, *([n] if n else [])) for i, n in tries]
-        states, _, length, _ = _simulate(env, policy, starts, noise, config.steps)
+        states, _, length, terminated = _simulate(env, policy, starts, noise, config.steps)
         for row, (i, n) in enumerate(tries):
             number[i] = n + 1
-            if length[row] == config.steps:
-                kept[i].append(states[row])
+            if length[row] == config.steps or (hold and terminated[row]):
+                kept[i].append(states[row, np.minimum(np.arange(config.steps + 1), length[row])])
     short = sum(len(each) < samples for each in kept)
     if short:
         raise EbmtrajError(

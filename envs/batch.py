@@ -142,6 +142,10 @@ class HandCubeBatch:
         self._terminated |= hand_cube.dropped(self._physics)
         return self.states, self._terminated.copy()
 
+    def terminates(self, states: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether an episode ends in states (..., S): (...)."""
+        return hand_cube.fallen(states)
+
     def attributes(self) -> dict[str, Any]:
         """JSON values that say how these data were made."""
         return {

@@ -209,7 +209,12 @@ def states_of(physics: NDArray[np.float64]) -> NDArray[np.float32]:
 
 def dropped(physics: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether the cube has fallen off the hand, of shape (...) for full physics states (..., 62)."""
-    return physics[..., _QPOS.start + N_JOINTS + 2] < DROP_HEIGHT
+    return fallen(physics[..., _QPOS])
+
+
+def fallen(states: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether the cube has fallen off the hand, of shape (...) for states (..., 31)."""
+    return states[..., N_JOINTS + 2] < DROP_HEIGHT
 
 
 def physics_of(states: ArrayLike) -> NDArray[np.float64]:

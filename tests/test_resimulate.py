@@ -80,6 +80,21 @@ def test_futures_that_end_too_early_are_drawn_again(store: Store, monkeypatch: p
         resimulate(store, [0, 3], 2, steps=2)
 
 
+def test_futures_that_terminate_can_be_held(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, simulate = resimulate(store, [0, 3], 2, steps=4), collect_module._simulate
+
+    def ends(*given):  # every second future terminates after its second step
+        states, actions, length, terminated = simulate(*given)
+        if len(length) > 1:
+            length[::2], terminated[::2] = 2, True
+        return states, actions, length, terminated
+
+    monkeypatch.setattr(collect_module, "_simulate", ends)
+    found = resimulate(store, [0, 3], 2, steps=4, hold=True)
+    np.testing.assert_array_equal(found[:, 1], whole[:, 1])
+    np.testing.assert_array_equal(found[:, 0], whole[:, 0][:, [0, 1, 2, 2, 2]])
+
+
 def test_what_cannot_be_simulated_again_is_refused(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def said(**attributes: object) -> Store:
         other = Store.open(store.path)

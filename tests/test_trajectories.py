@@ -238,6 +238,8 @@ def test_a_rollout_is_the_model_step_by_step_within_bounds() -> None:
     model.normaliser.state_low, model.normaliser.state_high = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 10.0])
     bounded = rollout(model, start, 9, generator=seeded(0))
     assert bounded[0, -1].tolist() == [1.0, 10.0]
+    held = rollout(Drift(actions=False), start, 4, terminates=lambda x: x[:, 0] >= 3, generator=seeded(0))
+    assert held[:, :, 0].tolist() == [[0, 1, 2, 3, 3], [1, 2, 3, 3, 3]]
     for bad in (None, actions[:, :1]):
         with pytest.raises(EbmtrajError, match="takes actions: 2 steps"):
             rollout(Drift(actions=True), start, 2, actions=bad, generator=seeded(0))

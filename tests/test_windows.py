@@ -25,7 +25,7 @@ STATE = (Field("episode", 1), Field("t", 1), Field("joint", 2, "angle"), Field("
 ACTION = (Field("mark", 2),)
 
 
-def plant(path: Path, lengths: list[int]) -> Store:
+def plant(path: Path, lengths: list[int], terminated: bool = False) -> Store:
     """Episodes whose rows say which episode and time they are; the action says so, too."""
     recipe = StoreRecipe(
         env="planted", control_timestep=0.1, state_fields=STATE, action_fields=ACTION, policy={"name": "none"}
@@ -43,7 +43,7 @@ def plant(path: Path, lengths: list[int]) -> Store:
     size = np.array(lengths)
     numbers = np.arange(len(lengths), dtype=np.uint64)
     writer.append_block(
-        EpisodeBlock(np.concatenate(states), np.concatenate(actions), size, numbers, np.zeros(len(size), bool))
+        EpisodeBlock(np.concatenate(states), np.concatenate(actions), size, numbers, np.full(len(size), terminated))
     )
     return writer.finish()
 
@@ -99,6 +99,19 @@ def test_trajectories_are_whole_episodes(store: Store) -> None:
     assert trajectories(store, "train", 5, limit=2).episodes.tolist() == long[:2]
     with pytest.raises(EbmtrajError, match="fewer --steps"):
         trajectories(store, "train", 13)
+
+
+def test_what_terminated_can_be_held(store: Store, tmp_path: Path) -> None:
+    assert trajectories(store, "train", 5, hold=True).shorter > 0  # its short episodes are cut off, not terminated
+    ended = plant(tmp_path / "ended.zarr", LENGTHS, terminated=True)
+    found = trajectories(ended, "train", 5, hold=True)
+    assert found.episodes.tolist() == list(ended.split("train"))
+    assert (found.shorter, found.held) == (0, sum(LENGTHS[e] < 5 for e in ended.split("train")))
+    for place, episode in enumerate(found.episodes):
+        times = [min(t, LENGTHS[episode]) for t in range(6)]
+        assert found.states[place, :, 0].tolist() == [episode] * 6
+        assert found.states[place, :, 1].tolist() == times
+        assert found.actions[place, :, 1].tolist() == [min(t, LENGTHS[episode] - 1) for t in range(5)]
 
 
 def test_what_can_not_be_trained_on(tmp_path: Path) -> None:

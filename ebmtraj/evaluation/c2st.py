@@ -32,6 +32,7 @@ def c2st_rollouts(
     *,
     states: int = 2,
     windows: int = WINDOWS,
+    structure: bool = False,
     folds: int = FOLDS,
     seed: int = 0,
 ) -> FloatArray:
@@ -39,11 +40,18 @@ def c2st_rollouts(
 
     model (N, T+1, S), truth (N, T+1, S), rollout i from the start of episode i or of none -> (folds,). A window is
     `states` successive states at a random time, the same for both; `windows` of each trajectory, or as many as there are.
-    Two states show each step; three also whether the speed persists. Raises `EbmtrajError` for fewer trajectories than
-    folds. Lopez-Paz & Oquab 2017.
+    Two states show each step; three also whether the speed persists; `structure` as in `c2st`. Raises `EbmtrajError` for
+    fewer trajectories than folds. Lopez-Paz & Oquab 2017.
     """
     times = window_times(len(truth), truth.shape[1], states, windows, seed)
-    return c2st(windows_at(model, times, states), windows_at(truth, times, states), fields, folds=folds, seed=seed)
+    return c2st(
+        windows_at(model, times, states),
+        windows_at(truth, times, states),
+        fields,
+        structure=structure,
+        folds=folds,
+        seed=seed,
+    )
 
 
 def c2st(
@@ -53,6 +61,7 @@ def c2st(
     *,
     model_given: Array | None = None,
     truth_given: Array | None = None,
+    structure: bool = False,
     folds: int = FOLDS,
     seed: int = 0,
 ) -> FloatArray:
@@ -60,14 +69,16 @@ def c2st(
 
     model (N, W, K, S), truth (N, W, K, S): W windows of K successive states of N trajectories -> (folds,). The classifier
     sees the first state, quaternions as rotation matrices, and the change of each step; and what is `given` with each
-    window, such as the action, (N, W, A). One step is judged by windows (s_t, s_t+1) with true s_t on either side.
+    window, such as the action, (N, W, A). With `structure` it also sees what the fields tell beyond kinds, as models do:
+    couplings of joints, and a body's symmetric poses as one. That is a harder test, and comparable only between stores
+    whose fields tell the same. One step is judged by windows (s_t, s_t+1) with true s_t on either side.
     Raises `EbmtrajError` where the sides differ in shape or there are fewer trajectories than folds. Lopez-Paz & Oquab 2017.
     """
     if model.shape != truth.shape or model.ndim != 4 or model.shape[2] < 2:
         raise EbmtrajError(f"C2ST windows of shape {model.shape} and {truth.shape}: give as many (N, W, K >= 2, S) each")
     if len(truth) < folds or folds < 2:
         raise EbmtrajError(f"C2ST: {len(truth)} trajectories are too few for {folds} folds; give at least as many, and 2")
-    x, y = (_features(windows, fields, given) for windows, given in ((model, model_given), (truth, truth_given)))
+    x, y = (_features(windows, fields, given, structure) for windows, given in ((model, model_given), (truth, truth_given)))
     mean, std = y.mean(axis=0), y.std(axis=0)
     points = np.concatenate([np.rint(standardise(side, mean, std) / RESOLUTION) * RESOLUTION for side in (x, y)])
     real = np.repeat([False, True], len(y))
@@ -105,12 +116,15 @@ def auc(scores: Array, real: NDArray[np.bool_]) -> float:
     return float((rankdata(scores)[real].sum() - above * (above + 1) / 2) / (above * below))
 
 
-def _features(windows: Array, fields: Sequence[Field], given: Array | None) -> FloatArray:
-    """What the classifier sees of windows (N, W, K, S): (N * W, F).
+def has_structure(fields: Sequence[Field]) -> bool:
+    """Whether the fields tell of couplings or symmetric poses."""
+    return any(field.couplings or field.symmetry for field in fields)
 
-    Neither couplings nor symmetries, which not every store tells of, so that figures compare.
-    """
-    increments = Increments([dataclasses.replace(field, couplings=None, symmetry=None) for field in fields])
+
+def _features(windows: Array, fields: Sequence[Field], given: Array | None, structure: bool) -> FloatArray:
+    """What the classifier sees of windows (N, W, K, S): (N * W, F)."""
+    plain = [dataclasses.replace(field, couplings=None, symmetry=None) for field in fields]
+    increments = Increments(fields if structure else plain)
     x = torch.from_numpy(np.array(windows, np.float64)).flatten(0, 1)
     parts = [increments.features(x[:, 0]), increments.between(x[:, :-1], x[:, 1:]).flatten(1)]
     if given is not None:

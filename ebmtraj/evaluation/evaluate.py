@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.evaluation.arrays import Array, FloatArray, check_rollouts, quaternion_slices
-from ebmtraj.evaluation.c2st import FOLDS, WINDOWS, c2st, c2st_rollouts, window_times, windows_at
+from ebmtraj.evaluation.c2st import FOLDS, WINDOWS, c2st, c2st_rollouts, has_structure, window_times, windows_at
 from ebmtraj.evaluation.frechet import frechet_floor, frechet_of_changes, halves
 from ebmtraj.evaluation.registry import METRICS, measure
 from ebmtraj.evaluation.scores import (
@@ -76,8 +76,9 @@ def evaluate_rollouts(
       truth against disjoint truth. With `other_truth`, at the models' own n; without, between two halves of the truth,
       which reads about twice too high. `floor_starts` says how many episodes stood on either side;
     - `c2st_rollout` and `c2st_null`, truth against disjoint truth by the same procedure, each with `_folds`; with
-      `one_step` also `c2st_one_step` and `c2st_one_step_null`. 0.5 is perfect. None without `classifier`, which takes most
-      of the time;
+      `one_step` also `c2st_one_step` and `c2st_one_step_null`; where the fields tell of couplings or symmetric poses,
+      `c2st_structure`, that of rollouts by a classifier that sees these too. 0.5 is perfect. None without `classifier`,
+      which takes most of the time;
     - `coverage90_error`: mean distance of the coverage from 0.9 over steps and dimensions, in which too wide and too narrow
       don't cancel; `coverage90_error_floor`, about what a calibrated model has; `coverage90_least`, what a model without
       spread has with so few samples; `coverage90_by_dimension`; with `one_step` also `coverage90_one_step`;
@@ -113,8 +114,14 @@ def evaluate_rollouts(
         results |= _summary("floor_sliced", sliced_wasserstein(two, one, mean, std, fields), steps)
         results["floor_starts"] = floor_starts
 
-        for name, x, y in (("c2st_rollout", samples[:, 0], truth), ("c2st_null", two, one)):
-            results |= _told_apart(name, c2st_rollouts, x, y, fields, seed=seed) if classifier else _untold(name)
+        for name, x, y, structure in (
+            ("c2st_rollout", samples[:, 0], truth, False),
+            ("c2st_null", two, one, False),
+            ("c2st_structure", samples[:, 0], truth, True),
+        ):
+            asked = classifier and (has_structure(fields) or not structure)
+            options = {"structure": structure, "seed": seed}
+            results |= _told_apart(name, c2st_rollouts, x, y, fields, **options) if asked else _untold(name)
         results |= _coverage("coverage90", coverage90(samples, truth, fields), count, starts)
         if one_step is not None:
             results |= _one_step(one_step, truth, other_truth, fields, seed)

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ebmtraj.collect import resimulate
 from ebmtraj.config import read_toml
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Trajectories, trajectories
 from ebmtraj.device import generator
+from ebmtraj.envs.batch import HandCubeBatch
 from ebmtraj.envs.registry import FAST_PATHS
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.evaluate import OneStep, evaluate_rollouts, one_step_times
@@ -23,7 +25,7 @@ from ebmtraj.fields import total_size
 from ebmtraj.runs import Run, versions
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import load_model
-from ebmtraj.trajectories.rollout import sample_futures
+from ebmtraj.trajectories.rollout import Terminates, sample_futures
 
 SPREAD_TIMES, SPREAD_SAMPLES = 5, 19  # of each episode, and next states of each: the fewest whose 90 % interval is exact
 
@@ -79,15 +81,18 @@ def assess(
 ) -> Assessment:
     """Roll a run out from held-out starts and measure it.
 
-    The floor compares the same number of other true episodes (from the train split) with the truth. `simulator` are other
+    Where the environment says in which states an episode terminates, true episodes and rollouts that come to one stay in it
+    until `steps`; elsewhere true episodes that terminated are left out. The floor compares the same number of other true
+    episodes (from the train split) with the truth. `simulator` are other
     true futures of the first starts, from `simulator_futures`; a model that is given the recorded actions is not compared
     with them. `network` are other settings than the run's own, as in `load_model`. `quick` leaves out what takes most of
     the time: C2ST, scores of one step, and penetration. Raises `EbmtrajError` where the run or store is not fit, or the
     model's rollouts are not finite.
     """
     model, header = load_run(path, store, device, network)
-    truth = trajectories(store, split, steps, limit=starts, device=device)
-    other = _other_truth(store, split, truth, steps)
+    terminates = _terminates(store)
+    truth = trajectories(store, split, steps, limit=starts, hold=terminates is not None, device=device)
+    other = _other_truth(store, split, truth, steps, hold=terminates is not None)
     recipe = read_toml(path / "config.toml")
     began = time.perf_counter()
     futures = sample_futures(
@@ -96,11 +101,12 @@ def assess(
         steps,
         samples,
         actions=truth.actions if model.actions else None,
+        terminates=terminates,
         generator=generator(seed, device),
         on_step=on_step,
     ).numpy()
     seconds = time.perf_counter() - began
-    one_step = None if quick else _one_step(model, truth, other, seed, device)
+    one_step = None if quick else _one_step(model, truth, other, terminates, seed, device)
     true_states = truth.states.cpu().numpy()
     mean, scale = model.normaliser.state_mean.cpu().numpy(), model.normaliser.state_scale.cpu().numpy()
     results = {
@@ -117,6 +123,7 @@ def assess(
         "split": split,
         "seed": seed,
         "left_out_shorter_episodes": truth.shorter,
+        "terminated": None if terminates is None else _terminated(terminates, futures, truth.states),
         **evaluate_rollouts(
             futures,
             true_states,
@@ -141,12 +148,18 @@ def simulator_futures(
 
     A core simulates about 14 futures of the hand of 100 steps a second; compute them once for all runs.
     """
-    episodes = trajectories(store, split, steps, limit=starts).episodes
-    return resimulate(store, episodes, samples, steps=steps, workers=workers)
+    hold = _terminates(store) is not None
+    episodes = trajectories(store, split, steps, limit=starts, hold=hold).episodes
+    return resimulate(store, episodes, samples, steps=steps, hold=hold, workers=workers)
 
 
 def _one_step(
-    model: TransitionModel, truth: Trajectories, other: Trajectories | None, seed: int, device: torch.device | str
+    model: TransitionModel,
+    truth: Trajectories,
+    other: Trajectories | None,
+    terminates: Terminates | None,
+    seed: int,
+    device: torch.device | str,
 ) -> OneStep:
     """Next states that the model samples from true states, after their true past if it sees any."""
     starts, steps = truth.states.shape[0], truth.states.shape[1] - 1
@@ -158,7 +171,9 @@ def _one_step(
         state = truth.states[rows, at].flatten(0, 1)
         action = truth.actions[rows, at].flatten(0, 1)[:, None] if model.actions else None
         past = truth.past(torch.from_numpy(at).to(state.device), model.history, actions=model.actions)
-        futures = sample_futures(model, state, 1, samples, actions=action, past=past, generator=noise)[:, :, 1]
+        futures = sample_futures(
+            model, state, 1, samples, actions=action, past=past, terminates=terminates, generator=noise
+        )[:, :, 1]
         return futures.view(*at.shape, samples, -1).numpy()  # (N, W, m, S)
 
     given = truth.actions[rows, times].cpu().numpy() if model.actions else None
@@ -167,21 +182,41 @@ def _one_step(
     return OneStep(times, sampled(times, 1)[:, :, 0], spread, given, other_given)
 
 
-def _penetration(store: Store) -> Callable[[np.ndarray], np.ndarray] | None:
-    """How deep the contacts of states overlap, where the environment can tell."""
+def _environment(store: Store) -> HandCubeBatch | None:
+    """The environment whose states the store holds, if it can say of any state what is true in it."""
     batch = FAST_PATHS.get(store.attributes.get("env") or "")
     if batch is None:
         return None
-    env = batch(1)  # 60,000 states a second
+    env = batch(1)
     known = [(field.name, field.size) for field in env.state_fields] == [(f.name, f.size) for f in store.state_fields]
-    return env.penetration if known else None
+    return env if known else None
 
 
-def _other_truth(store: Store, split: str, truth: Trajectories, steps: int) -> Trajectories | None:
+def _penetration(store: Store) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How deep the contacts of states overlap, where the environment can tell."""
+    env = _environment(store)
+    return None if env is None else env.penetration  # 60,000 states a second
+
+
+def _terminates(store: Store) -> Terminates | None:
+    """In which states an episode ends, where the environment can tell."""
+    env = _environment(store)
+    return None if env is None else lambda states: torch.from_numpy(env.terminates(states.cpu().numpy())).to(states.device)
+
+
+def _terminated(terminates: Terminates, futures: np.ndarray, truth: Tensor) -> dict[str, float]:
+    """Which share of rollouts (N, m, T+1, S) and true episodes (N, T+1, S) has terminated by the last step."""
+    return {
+        "model": float(terminates(torch.from_numpy(futures[:, :, -1]).flatten(0, 1)).float().mean()),
+        "truth": float(terminates(truth[:, -1]).float().mean()),
+    }
+
+
+def _other_truth(store: Store, split: str, truth: Trajectories, steps: int, *, hold: bool) -> Trajectories | None:
     """As many true episodes of another split, or None where there are too few of them."""
     elsewhere = "train" if split != "train" else "test"
     try:
-        other = trajectories(store, elsewhere, steps, limit=len(truth.states))
+        other = trajectories(store, elsewhere, steps, limit=len(truth.states), hold=hold)
     except EbmtrajError:
         return None
     return other if len(other.states) == len(truth.states) else None

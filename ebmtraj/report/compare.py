@@ -57,7 +57,8 @@ class Comparison:
     def alike(self, content_hash: str | None) -> dict[str, Any]:
         """What all jobs have in common, and what a resumed comparison may not change."""
         names = ("seconds", "steps", "samples", "starts", "split")
-        return {"content_hash": content_hash, **{name: getattr(self, name) for name in names}}
+        measured = {"terminated": "held"}  # what is measured otherwise does not belong into one table
+        return {"content_hash": content_hash, "measured": measured, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "crps": lambda r: r["crps"],
     "c2st_rollout": lambda r: r["c2st_rollout"],
     "c2st_one_step": lambda r: r["c2st_one_step"],
+    "c2st_structure": lambda r: r["c2st_structure"],
     "c2st_null": lambda r: r["c2st_null"],
     "c2st_one_step_null": lambda r: r["c2st_one_step_null"],
     "sliced_wasserstein": lambda r: r["sliced_wasserstein"],
@@ -39,6 +40,7 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "quaternion_violation": lambda r: r["quaternion_violation"],
     "penetration_ratio": lambda r: r["penetration"] and r["penetration"]["ratio_mean"],
     "penetration_ratio_p95": lambda r: r["penetration"] and r["penetration"]["ratio_p95"],
+    "terminated": lambda r: r["terminated"] and r["terminated"]["model"],
     "diversity": lambda r: r["diversity"],
     "diversity_ratio": lambda r: r["simulator"] and r["simulator"]["diversity_ratio"],
 }
@@ -49,6 +51,7 @@ FLOORS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "c2st_rollout": lambda r: r["c2st_null"],
     "c2st_one_step": lambda r: r["c2st_one_step_null"],
     "limit_violation": lambda r: r["limit_violation_truth"],
+    "terminated": lambda r: r["terminated"] and r["terminated"]["truth"],
     "simulator_energy_score": lambda r: r["simulator"] and r["simulator"]["energy_score"],  # of the simulated starts
     "simulator_diversity": lambda r: r["simulator"] and r["simulator"]["diversity"],
 }

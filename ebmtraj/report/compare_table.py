@@ -20,6 +20,7 @@ COLUMNS: dict[str, tuple[str, Goal | None]] = {  # metric: header, and what is b
     "fd_delta": ("FD of changes", _LESS),
     "energy_score": ("energy score", _LESS),
     "c2st_rollout": ("C2ST rollout", _LESS),
+    "c2st_structure": ("C2ST, structure seen", _LESS),
     "c2st_one_step": ("C2ST one step", _LESS),
     "sliced_wasserstein": ("sliced W", _LESS),
     "coverage90": ("coverage", lambda value: abs(value - 0.9)),
@@ -27,6 +28,7 @@ COLUMNS: dict[str, tuple[str, Goal | None]] = {  # metric: header, and what is b
     "penetration_ratio": ("penetration / truth", _TO_ONE),
     "diversity_ratio": ("diversity / simulator", _TO_ONE),
     "limit_violation": ("limits", _LESS),
+    "terminated": ("terminated", None),
     "ms_per_step": ("ms a step", None),
 }
 

@@ -107,12 +107,14 @@ def evaluation_table(result: Mapping[str, Any], caption: str = "") -> Table:
     simulator, penetration = result.get("simulator") or {}, result.get("penetration") or {}
     deep, true = penetration.get("model") or {}, penetration.get("truth") or {}
     turning, net = result.get("turning") or {}, result.get("net_turning") or {}
+    ended = result.get("terminated") or {}
     calibrated = LEVEL if result.get("coverage90") is not None else None
     for label, value, truth, unit in (
         ("Fréchet distance", result.get("frechet"), result.get("floor"), "z-scored state"),
         ("Fréchet distance of changes", result.get("frechet_changes"), result.get("floor_changes"), "z-scored changes"),
         ("sliced Wasserstein", result.get("sliced_wasserstein"), result.get("floor_sliced"), "z-scored state"),
         ("told from the truth, rollouts", result.get("c2st_rollout"), result.get("c2st_null"), "AUC, C2ST"),
+        ("told from the truth, structure seen", result.get("c2st_structure"), None, "AUC, C2ST"),
         ("told from the truth, one step", result.get("c2st_one_step"), result.get("c2st_one_step_null"), "AUC, C2ST"),
         ("energy score", result.get("energy_score"), None, "z-scored state"),
         (
@@ -128,6 +130,7 @@ def evaluation_table(result: Mapping[str, Any], caption: str = "") -> Table:
         ("turning", turning.get("model"), turning.get("truth"), "rad a rollout"),
         ("net turning", net.get("model"), net.get("truth"), "rad a rollout"),
         ("rotation error", result.get("rotation_error"), None, "rad"),
+        ("terminated", ended.get("model"), ended.get("truth"), "share, by the end"),
         ("limit violation", result.get("limit_violation"), result.get("limit_violation_truth"), "share of entries"),
         ("penetration", _millimetres(deep.get("mean")), _millimetres(true.get("mean")), "mm"),
         ("penetration, 95th percentile", _millimetres(deep.get("p95")), _millimetres(true.get("p95")), "mm"),

@@ -11,6 +11,8 @@ from ebmtraj.datasets.windows import Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.trajectories.model import TransitionModel
 
+Terminates = Callable[[Tensor], Tensor]  # states (B, S) -> whether an episode ends in them (B,)
+
 
 @torch.no_grad()
 def rollout(
@@ -20,6 +22,7 @@ def rollout(
     *,
     actions: Tensor | None = None,
     past: Past | None = None,
+    terminates: Terminates | None = None,
     generator: torch.Generator,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
@@ -27,8 +30,9 @@ def rollout(
 
     A model with history is given as much of `past` as it sees, then its own steps; without `past`, it begins with none.
     After each step the state is kept within the training data's range (widened a little) and its quaternions unit, so a
-    model that errs errs within bounds. Raises `EbmtrajError` where the starts or the past have another shape, or actions are
-    missing or too few.
+    model that errs errs within bounds. A rollout that comes to a state of which the environment says that an episode
+    `terminates` there stays in it: the data say nothing of what would follow. Raises `EbmtrajError` where the starts or the
+    past have another shape, or actions are missing or too few.
     """
     if start.dim() != 2 or start.shape[1] != model.state_size or len(start) == 0:
         raise EbmtrajError(f"starts have shape {tuple(start.shape)}; this model needs (B, {model.state_size}) with B >= 1")
@@ -39,10 +43,14 @@ def rollout(
     before = _given(model, state, past) if model.history else None
     states = torch.empty((steps + 1, *start.shape), dtype=start.dtype, device=start.device)
     states[0] = state
+    over = None if terminates is None else terminates(state)
     for t in range(steps):
         action = actions[:, t] if model.actions and actions is not None else None
         following = model.normaliser.clamp(model.sample_next(state, action, generator, before))
         before = None if before is None else before.push(state, action)
+        if terminates is not None and over is not None:
+            following = torch.where(over[:, None], state, following)
+            over = over | terminates(following)
         state = following
         states[t + 1] = state
         on_step(t + 1)
@@ -71,13 +79,14 @@ def sample_futures(
     *,
     actions: Tensor | None = None,
     past: Past | None = None,
+    terminates: Terminates | None = None,
     generator: torch.Generator,
     chunk: int = 4096,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """`samples` futures of each start, `(N, S) -> (N, samples, T+1, S)` on the CPU, `chunk` rollouts at a time.
 
-    `actions` and `past` as in `rollout`, for each start.
+    `actions` and `past` as in `rollout`, for each start; `terminates` too.
     """
     many = start.repeat_interleave(samples, dim=0)
     # rows of the actions are looked up, not repeated, as they can be large
@@ -92,6 +101,15 @@ def sample_futures(
         def report(step: int, before: int = number * steps) -> None:
             on_step(before + step, total)
 
-        states = rollout(model, many[rows], steps, actions=given, past=before, generator=generator, on_step=report)
+        states = rollout(
+            model,
+            many[rows],
+            steps,
+            actions=given,
+            past=before,
+            terminates=terminates,
+            generator=generator,
+            on_step=report,
+        )
         parts.append(states.cpu())
     return torch.cat(parts).view(len(start), samples, steps + 1, -1)
