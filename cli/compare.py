@@ -19,7 +19,6 @@ from ebmtraj.cli.common import Data, Json, Overwrite, Resume, print_json, progre
 if TYPE_CHECKING:  # what takes seconds to import
     from ebmtraj.report.compare import Job
 
-WIDE = 200  # characters of a table that goes to a file
 
 app = typer.Typer(help="Train and measure models side by side under one protocol.", no_args_is_help=True)
 
@@ -136,7 +135,7 @@ def _show(results: dict[str, Any]) -> None:
 
     protocol = results["protocol"]
     for task in protocol["tasks"]:
-        stderr.print(rich_comparison(results, task), width=None if stderr.is_terminal else WIDE)
+        stderr.print(rich_comparison(results, task))
     say("medians over the seeds, below them least and greatest; lower is better, ratios and coverage best at 1 and 0.9")
     if protocol["starts"] and protocol["starts"] < 300:
         say(f"note: {protocol['starts']} starts are few: Fréchet distances read too high; compare them with the floor only")

@@ -76,7 +76,7 @@ def cube_features(q: Tensor) -> Tensor:
     """
     matrix = rotation_matrix(q)
     x, y, z = matrix.unflatten(-1, (3, 3)).unbind(-2)  # each (..., 3): one entry an axis of the cube
-    xs, ys, zs = ([torch.ones_like(v), v, v**2, v**3, v**4] for v in (x, y, z))
+    xs, ys, zs = ([torch.ones_like(v), v, v * v, v * v * v, v * v * v * v] for v in (x, y, z))  # `**` is ten times slower
     moments = [(xs[i] * ys[j] * zs[4 - i - j]).sum(-1) for i in range(5) for j in range(5 - i)]
     symmetries = CUBE_SYMMETRIES.to(q)
     nearest = symmetries[(matrix @ symmetries.mT.reshape(24, 9).T).argmax(-1)]

@@ -117,7 +117,7 @@ class ResidualEnergy(nn.Module):
 
     def forward(self, r: Tensor, context: ResidualContext, level: Tensor) -> Tensor:
         """Energies `(B,)` of residuals `(B, D)` at level `()` or `(B,)`."""
-        u, level = self._scaled(r, level)
+        u = r * torch.rsqrt(1 + level**2).unsqueeze(-1)
         h = self.input_event(u) + context.hidden + self.input_level(self.level_features(level))
         for layer in self.hidden:
             h = layer(F.silu(h))
@@ -140,13 +140,10 @@ class ResidualEnergy(nn.Module):
 
     def gradient(self, r: Tensor, context: ResidualContext, level: Tensor) -> Tensor:
         """Gradient of the energy in r, `(B, D)`, in closed form."""
-        u, level = self._scaled(r, level)
         level = level.unsqueeze(-1)
-        return (u + self.tilt_gradient(u, context, level.squeeze(-1)) / level) * torch.rsqrt(1 + level**2)
-
-    def _scaled(self, r: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        level = level.expand(r.shape[:1])
-        return r * torch.rsqrt(1 + level**2).unsqueeze(-1), level
+        shrink = torch.rsqrt(1 + level**2)
+        u = r * shrink
+        return (u + self.tilt_gradient(u, context, level.squeeze(-1)) / level) * shrink
 
 
 class TiltedTransition(TiltedBase):

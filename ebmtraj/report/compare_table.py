@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,8 @@ from ebmtraj.report.tables import HEADERS, number
 Goal = Callable[[float], float]  # how far a value is from the best one
 _LESS: Goal = lambda value: value  # noqa: E731
 _TO_ONE: Goal = lambda value: abs(value - 1.0)  # noqa: E731
+
+AT_ONCE = 5  # metrics side by side in the terminal
 
 COLUMNS: dict[str, tuple[str, Goal | None]] = {  # metric: header, and what is better
     "fd100": ("FD", _LESS),
@@ -46,20 +49,23 @@ def markdown_comparison(results: Mapping[str, Any], task: str) -> str:
     return "\n".join(out) + "\n"
 
 
-def rich_comparison(results: Mapping[str, Any], task: str) -> Table:
-    """The same table for the terminal."""
+def rich_comparison(results: Mapping[str, Any], task: str) -> Group:
+    """The same for the terminal, as tables of a few columns each, which fit into 80 characters."""
     header, lines = _cells(results, task)
-    table = Table(title=task, title_justify="left", header_style="bold")
-    table.add_column(header[0].partition(", ")[2], no_wrap=True)
-    for name in header[1:]:
-        table.add_column(name.replace(" / ", " /\n").replace(" ", "\n", 1), justify="right")
-    for name, cells in lines:
-        shown = []
-        for middle, spread, best in cells:
-            text = Text(middle, style="bold green" if best else "")
-            shown.append(text.append(f"\n{spread}", style="dim not bold") if spread else text)
-        table.add_row(name, *shown)
-    return table
+    tables = []
+    for first in range(0, len(header) - 1, AT_ONCE):
+        table = Table(title=task if first == 0 else None, title_justify="left", header_style="bold")
+        table.add_column(header[0].partition(", ")[2], no_wrap=True)
+        for name in header[1:][first : first + AT_ONCE]:
+            table.add_column(name.replace(" / ", " /\n").replace(" ", "\n", 1), justify="right", no_wrap=True)
+        for name, cells in lines:
+            shown = []
+            for middle, spread, best in cells[first : first + AT_ONCE]:
+                text = Text(middle, style="bold green" if best else "")
+                shown.append(text.append(f"\n{spread}", style="dim not bold") if spread else text)
+            table.add_row(name, *shown)
+        tables.append(table)
+    return Group(*tables)
 
 
 def _cells(results: Mapping[str, Any], task: str) -> tuple[list[str], list[tuple[str, list[tuple[str, str, bool]]]]]:
