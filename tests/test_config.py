@@ -182,7 +182,7 @@ def test_given_actions_a_model_also_sees_its_past(tmp_path: Path) -> None:
             load_recipe(None, ["actions=true"], {"model": model}),
             load_recipe(path, [], {"model": model}),
         ):
-            assert past(with_actions) == (1, True)
+            assert past(with_actions) == (2, True)
         assert past(load_recipe(path, [], {"model": model, "actions": False})) == (0, False)
         assert past(load_recipe(path, ["network.history=3"], {"model": model})) == (3, True)
         none = ["network.history=0", "network.previous_control=false"]

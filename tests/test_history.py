@@ -361,9 +361,12 @@ def test_one_step_is_measured_after_the_true_past(actions: bool) -> None:
     states = torch.randn(6, 40, 1, generator=seeded(0))
     truth = Trajectories(states, torch.randn(6, 39, 1, generator=seeded(1)), np.arange(6), 0)
     model = Steady(actions=actions)
-    found = _one_step(model, truth, None, 0, "cpu")
+    found = _one_step(model, truth, None, None, 0, "cpu")
     for i in range(6):
         for w, t in enumerate(found.times[i].tolist()):
             move = states[i, t - 1] - states[i, t - 2] if t >= 2 else torch.ones(1)
             given = truth.actions[i, t - 2] if actions and t >= 2 else torch.zeros(1)
             torch.testing.assert_close(torch.from_numpy(found.following[i, w]), states[i, t] + move + given)
+    over = _one_step(model, truth, None, lambda state: state[:, 0] > 0, 0, "cpu")  # what has terminated stays
+    true = states[torch.arange(6)[:, None], torch.from_numpy(found.times)].numpy()
+    np.testing.assert_array_equal(over.following, np.where(true > 0, true, found.following))

@@ -29,7 +29,7 @@ class ResidualConfig:
 
     width: int = 256
     depth: int = 2
-    base_share: float = 0.15  # of the training steps, for the base
+    base_share: float = 0.3  # of the training steps, for the base
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL
@@ -67,8 +67,14 @@ class ResidualModel(TransitionModel):
 
     config: ResidualConfig
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 4e-3, "constant": 0.2}
-    # Given the action, most of what is still open is how fast all moves, which one state does not say.
-    action_defaults: ClassVar[dict[str, Any]] = {"history": 1, "previous_control": True}
+    # Given the action, most of what is still open is how fast all moves, which one state does not say; with that, the base
+    # knows most of the rest, and what it leaves is quickly sampled.
+    action_defaults: ClassVar[dict[str, Any]] = {
+        "base_share": 0.75,
+        "history": 2,
+        "previous_control": True,
+        "sampler": {"ladder": {"levels": 3}},
+    }
     second: ClassVar[str]
     tilted: TiltedBase
 

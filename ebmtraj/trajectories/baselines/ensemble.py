@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class EnsembleModel(TransitionModel):
 
     name = "ensemble"
     Config = EnsembleConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-3, "constant": 0.2}
     config: EnsembleConfig
     digit: Tensor
     salt: Tensor
