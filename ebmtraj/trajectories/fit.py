@@ -63,6 +63,16 @@ def load_recipe(
     return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
 
 
+def completed(recipe: TransitionRecipe, source: str) -> TransitionRecipe:
+    """A kept recipe, perhaps of an older version, with the settings of its model that it doesn't say at their defaults.
+
+    Raises `EbmtrajError` that names the `source` for settings that the model doesn't know.
+    """
+    config: Any = model_class(recipe.model).Config
+    settings: Any = recipes.build(config, recipes.to_plain(recipe.network), source)
+    return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
+
+
 def train_transition(
     recipe: TransitionRecipe,
     path: Path,
@@ -191,9 +201,7 @@ def _free_memory(device: torch.device) -> float:
 def _same_recipe(recipe: TransitionRecipe, run: Run) -> TransitionRecipe:
     """The run's own recipe; raises `EbmtrajError` where the one that is asked for now differs from it."""
     own = recipes.build(TransitionRecipe, recipes.read_toml(run.config), f"recipe {run.config}")
-    config: Any = model_class(own.model).Config  # what the run's recipe doesn't say, as it may be older, is at its default
-    settings: Any = recipes.build(config, own.network, f"recipe {run.config}: network")
-    own = dataclasses.replace(own, network=dataclasses.asdict(settings))
+    own = completed(own, f"recipe {run.config}: network")
     own = dataclasses.replace(own, stream=own.stream is True)  # "auto" only where a run began before there was a choice
     stream = own.stream if recipe.stream == "auto" else recipe.stream
     training = recipe.training

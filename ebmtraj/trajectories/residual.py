@@ -31,7 +31,9 @@ class ResidualConfig:
     width: int = 256
     depth: int = 2
     base: bool = True  # false: none is learnt, and all the training steps go to the model of the increment itself
-    base_context: bool = True  # that model sees the base's mean and log standard deviation beside the context, if there is one
+    base_context: bool = (
+        True  # that model sees the base's mean and log standard deviation beside the context, if there is one
+    )
     base_share: float = 0.15  # of the training steps, for the base, if there is one
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
     bound: float = 8.0  # residuals are clamped here
