@@ -1,14 +1,17 @@
-"""How one state differs from the next, field by field: differences, wrapped angles and world-frame rotation vectors."""
+"""How one state differs from the next, field by field: differences, wrapped angles and rotation vectors."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ebmtraj.fields import Field, total_size
+
+Rotation = Literal["world", "body", "quaternion"]  # how a quaternion's change is written, see `Increments`
 
 
 def quaternion_multiply(p: Tensor, q: Tensor) -> Tensor:
@@ -99,6 +102,11 @@ def _cube_symmetries() -> Tensor:
 CUBE_SYMMETRIES = _cube_symmetries()
 
 
+def _towards(q: Tensor, previous: Tensor) -> Tensor:
+    """q or -q, whichever is nearer to the `previous` one, both `(..., 4)`."""
+    return torch.where((q * previous).sum(-1, keepdim=True) < 0, -q, q)
+
+
 def _feature_size(field: Field) -> int:
     if field.kind == "quaternion":
         return 24 if field.symmetry == "cube" else 9
@@ -108,20 +116,23 @@ def _feature_size(field: Field) -> int:
 class Increments:
     """Maps between pairs of states and their increment: `between(s, s')` and its inverse `apply(s, d)`.
 
-    A quaternion's increment is the rotation vector w (radians, world frame) with q' = exp(w) q, so an increment has one
-    number less for each quaternion, and every applied increment gives a unit quaternion whose sign is continuous in time.
+    A quaternion's increment is, by `rotation`, the rotation vector w (radians) with q' = exp(w) q in the "world" frame, or
+    with q' = q exp(w) in the "body" frame, so that an increment has one number less for each quaternion; or, for
+    "quaternion", the difference d of its four numbers, q' = (q + d) / |q + d|. Every applied increment gives a unit
+    quaternion whose sign is continuous in time.
     """
 
-    def __init__(self, fields: Sequence[Field]) -> None:
-        self.fields = tuple(fields)
+    def __init__(self, fields: Sequence[Field], rotation: Rotation = "world") -> None:
+        self.fields, self.rotation = tuple(fields), rotation
         self.state_size = total_size(fields)
-        self.size = sum(3 if field.kind == "quaternion" else field.size for field in fields)
+        turn = 4 if rotation == "quaternion" else 3
+        self.size = sum(turn if field.kind == "quaternion" else field.size for field in fields)
         self.feature_size = sum(_feature_size(field) for field in fields)
         self._turning = [torch.tensor(field.turning()) for field in fields]  # which entries are seen as sine and cosine
         self._plan: list[tuple[str, slice, slice]] = []
         s = d = 0
         for field in fields:
-            width = 3 if field.kind == "quaternion" else field.size
+            width = turn if field.kind == "quaternion" else field.size
             kind = field.kind if field.kind in ("quaternion", "angle") else "plain"
             self._plan.append((kind, slice(s, s + field.size), slice(d, d + width)))
             s, d = s + field.size, d + width
@@ -129,9 +140,10 @@ class Increments:
     def names(self) -> list[str]:
         """One name an entry of the increment."""
         labels: list[str] = []
-        for field, (_, _, place) in zip(self.fields, self._plan, strict=True):
+        for field, (kind, _, place) in zip(self.fields, self._plan, strict=True):
             width = place.stop - place.start
-            given = field.entries if field.entries and len(field.entries) == width else tuple("xyz"[:width])
+            usual = "wxyz" if kind == "quaternion" and width == 4 else "xyz"
+            given = field.entries if field.entries and len(field.entries) == width else tuple(usual[:width])
             labels += [f"{field.name}.{given[i] if i < len(given) else i}" for i in range(width)]
         return labels
 
@@ -164,7 +176,7 @@ class Increments:
         for kind, place, _ in self._plan:
             a, b = state[..., place], following[..., place]
             if kind == "quaternion":
-                parts.append(quaternion_log(quaternion_multiply(b, quaternion_conjugate(a))))
+                parts.append(self._turn(a, b))
             elif kind == "angle":
                 parts.append(torch.remainder(b - a + torch.pi, 2 * torch.pi) - torch.pi)
             else:
@@ -177,11 +189,28 @@ class Increments:
         for kind, place, width in self._plan:
             a, d = state[..., place], increment[..., width]
             if kind == "quaternion":
-                q = quaternion_multiply(quaternion_exp(d), a)
-                parts.append(q / torch.linalg.vector_norm(q, dim=-1, keepdim=True))
+                parts.append(self._turned(a, d))
             else:
                 parts.append(a + d)
         return torch.cat(parts, dim=-1)
+
+    def _turn(self, a: Tensor, b: Tensor) -> Tensor:
+        """The increment from quaternion a to b, `(..., 4), (..., 4) -> (..., 3 or 4)`."""
+        if self.rotation == "world":
+            return quaternion_log(quaternion_multiply(b, quaternion_conjugate(a)))
+        if self.rotation == "body":
+            return quaternion_log(quaternion_multiply(quaternion_conjugate(a), b))
+        return _towards(b, a) - a
+
+    def _turned(self, a: Tensor, d: Tensor) -> Tensor:
+        """The unit quaternion that this increment leads to, the inverse of `_turn`."""
+        if self.rotation == "quaternion":
+            q = a + d
+            norm = torch.linalg.vector_norm(q, dim=-1, keepdim=True)
+            return _towards(torch.where(norm > 1e-6, q / norm.clamp_min(1e-6), a), a)
+        turn = quaternion_exp(d)
+        q = quaternion_multiply(turn, a) if self.rotation == "world" else quaternion_multiply(a, turn)
+        return q / torch.linalg.vector_norm(q, dim=-1, keepdim=True)
 
     def project(self, state: Tensor, previous: Tensor | None = None) -> Tensor:
         """Make every quaternion unit, and of the same sign as in `previous` where that is given, `(..., S) -> (..., S)`."""
@@ -194,7 +223,6 @@ class Increments:
                 fallback[..., 0] = 1.0
                 part = torch.where(norm > 1e-6, part / norm.clamp_min(1e-6), fallback)
                 if previous is not None:
-                    dot = (part * previous[..., place]).sum(-1, keepdim=True)
-                    part = torch.where(dot < 0, -part, part)
+                    part = _towards(part, previous[..., place])
             parts.append(part)
         return torch.cat(parts, dim=-1)

@@ -41,11 +41,11 @@ class Windows:
 class WindowIndex:
     """Numbers all windows of `length` steps in one split, in the store's order; knows lengths only, no data."""
 
-    def __init__(self, store: Store, split: str, length: int) -> None:
-        """Raises `EbmtrajError` where the split holds no such window."""
+    def __init__(self, store: Store, split: str, length: int, limit: int | None = None) -> None:
+        """Of the split's first `limit` episodes alone; raises `EbmtrajError` where they hold no such window."""
         if length < 1:
             raise EbmtrajError(f"windows of {length} steps: they need at least one")
-        episodes = store.split(split)
+        episodes = store.split(split)[:limit]
         if len(episodes) == 0:
             raise EbmtrajError(
                 f"store {store.path}: no episode falls into the {split} split of its {store.episodes}; "
@@ -333,13 +333,17 @@ class StreamedTransitions:
         seed: int = 0,
         actions: bool = False,
         history: int = 0,
+        limit: int | None = None,
         device: torch.device | str = "cpu",
         span_chunks: int = SPAN_CHUNKS,
         pool_spans: int = POOL_SPANS,
     ) -> None:
-        """With `history`, each transition brings so many states before it. Raises `EbmtrajError` where there are none."""
+        """Of the split's first `limit` episodes alone, each transition with so many states of `history` before it.
+
+        Raises `EbmtrajError` where there are none.
+        """
         self._store, self._actions, self._history = store, actions, history
-        self._index = WindowIndex(store, split, 1)
+        self._index = WindowIndex(store, split, 1, limit)
         self.reader = PoolReader(
             store,
             self._index,

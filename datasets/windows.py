@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ebmtraj.datasets.coordinates import Increments
+from ebmtraj.datasets.coordinates import Increments, Rotation
 from ebmtraj.datasets.marginals import Marginals
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
@@ -163,13 +163,20 @@ class Transitions:
 
     @classmethod
     def load(
-        cls, store: Store, split: str, *, actions: bool = False, history: int = 0, device: torch.device | str = "cpu"
+        cls,
+        store: Store,
+        split: str,
+        *,
+        actions: bool = False,
+        history: int = 0,
+        limit: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> Transitions:
-        """Read one split of a store, each transition with the `history` states before it.
+        """Read one split of a store, its first `limit` episodes alone, each transition with the `history` states before it.
 
         Raises `EbmtrajError` where the split is empty or the data is not finite.
         """
-        episodes = store.split(split)
+        episodes = store.split(split)[:limit]
         if len(episodes) == 0:
             raise EbmtrajError(
                 f"store {store.path}: no episode falls into the {split} split of its {store.episodes}; "
@@ -328,9 +335,11 @@ class Normaliser(nn.Module):
     delta_matrix: Tensor
     delta_inverse: Tensor
 
-    def __init__(self, state_fields: Sequence[Field], action_fields: Sequence[Field]) -> None:
+    def __init__(
+        self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, rotation: Rotation = "world"
+    ) -> None:
         super().__init__()
-        self.increments = Increments(state_fields)
+        self.increments = Increments(state_fields, rotation)
         free = [field.kind == "quaternion" or turns for field in state_fields for turns in field.turning()]
         self.register_buffer("unbounded", torch.tensor(free), persistent=False)
         s, a, d = total_size(state_fields), total_size(action_fields), self.increments.size

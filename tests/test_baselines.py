@@ -260,6 +260,45 @@ def test_the_tilt_sees_context_and_base(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dsm", "field"])
+def test_a_tilt_that_sees_the_context_alone(name: str) -> None:
+    whole: Any = plane(name)
+    for settings in ({"base_context": False}, {"base": False}, {"base": False, "base_context": False}):
+        model: Any = plane(name, **settings)
+        tilted = model.tilted
+        assert whole.tilted.tilt_context - tilted.tilt_context == 2 * model.delta_size
+        sizes = [sum(p.numel() for p in each.tilted.tilt.parameters()) for each in (whole, model)]
+        assert sizes[0] - sizes[1] == 2 * model.delta_size * model.config.width  # columns of the first layer
+        context, zero = torch.randn(4, 3), torch.zeros(4, 2)
+        seen = [tilted.prepare(context, Base(zero + i, zero - i)) for i in (0, 1)]
+        seen = [each if isinstance(each, Tensor) else each.hidden for each in seen]
+        assert seen[0].equal(seen[1])
+        assert (len([*tilted.base_net.parameters()]) > 0) == model.config.base
+
+
+@pytest.mark.parametrize("name", ["dsm", "field"])
+def test_without_a_base_all_steps_go_to_one_stage(name: str, hand_store: Path, tmp_path: Path) -> None:
+    recipe = small(hand_store, name, "network.base=false")
+    steps = recipe.training.steps
+    result, _ = train_transition(recipe, tmp_path / "run", device="cpu")
+    rows = Run(tmp_path / "run").read_metrics()
+    assert result.steps == steps
+    assert {row["stage"] for row in rows} == {{"dsm": "energy"}.get(name, name)}
+    assert max(row["step"] for row in rows) == steps
+    model: Any = load_model(tmp_path / "run" / "checkpoints" / "best.safetensors")[0]
+    data = Transitions.load(Store.open(hand_store), "train", actions=model.actions, history=model.history)
+    batch = data.at(torch.arange(len(data)))
+    z, context = model._coordinates(batch)
+    base = model.tilted.base(context)
+    assert base.mean.eq(0).all()
+    assert base.log_std.eq(base.log_std[0]).all()  # a constant of each dimension
+    r = model.tilted.residual(z, base)
+    torch.testing.assert_close(r.square().mean(0).sqrt(), torch.ones(model.delta_size), rtol=0, atol=0.02)
+    following = model.sample_next(batch.state, batch.action, seeded(0))
+    assert following.isfinite().all()
+    assert not following.equal(batch.state)
+
+
+@pytest.mark.parametrize("name", ["dsm", "field"])
 def test_an_empty_tilt_samples_the_base(name: str) -> None:
     # fine steps: the default's ten leave the base 2.7 % too wide
     model: Any = plane(name, sampler={"steps": 0, "ladder": {"levels": 61}})

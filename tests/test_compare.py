@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import call
 from PIL import Image
 
 from ebmtraj.datasets.store import Store
+from ebmtraj.datasets.windows import Transitions
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.report import compare
 from ebmtraj.report.compare import Comparison, Job, choose_tasks, measure_speed, prepare, run_jobs, work
 from ebmtraj.report.compare_figures import c2st_figure, median_curves
 from ebmtraj.report.compare_results import comparison_results, summary
-from ebmtraj.report.compare_rows import Row, choose_rows, known_rows, read_rows, recipe_of
+from ebmtraj.report.compare_rows import Row, choose_rows, known_rows, network_of, read_rows, recipe_of
 from ebmtraj.report.compare_table import markdown_comparison
 from ebmtraj.report.style import LOOKS
 from ebmtraj.report.tables import HEADERS
@@ -82,6 +84,8 @@ def test_rows_become_recipes() -> None:
     assert own.training.seconds == 9.0
     steps = recipe_of(Row("steps", "fc", ("training.steps=5",)), data="d", task="unconditional", seed=0, seconds=7.0)
     assert (steps.training.seconds, steps.training.steps) == (None, 5)
+    half = recipe_of(Row("half", "fc", time=0.5), data="d", task="unconditional", seed=0, seconds=7.0)
+    assert half.training.seconds == 3.5
 
 
 def test_names_and_files_choose_rows(tmp_path: Path) -> None:
@@ -106,11 +110,57 @@ def test_names_and_files_choose_rows(tmp_path: Path) -> None:
         ('[[row]]\nname = "a"\nsampler_of = "ebm"\nmodel = "mdn"', "takes model and data"),
         ('[[row]]\nname = "a"\nsampler_of = "ebm"\nset = ["training.steps=3"]', "no part in sampling"),
         ('[[row]]\nname = "a"\nsampler_of = "ebm"\nset = ["network.sampler.step=3"]', "row a"),
+        ('[[row]]\nname = "a"\nsampler_of = "ebm"\ntime = 0.5', "and its time"),
+        ('[[row]]\nname = "a"\nmodel = "mdn"\ntime = 0', "time = 0.0 must be above 0"),
+        ('[[row]]\nname = "a"\nmodel = "mdn"\ntime = 2\nset = ["training.seconds=3"]', "and alone"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(EbmtrajError, match=said):
         choose_rows("ebm", read_rows(rows_file(tmp_path, text)))
+
+
+def test_the_rows_of_the_ablations(hand_store: Path, tmp_path: Path) -> None:
+    """Every row passes what a comparison checks before any work, and is another recipe than the default in its task."""
+    rows = choose_rows("ebm", read_rows(Path(__file__).parent.parent / "docs" / "ablations.toml"))
+    assert len(rows) >= 20
+    assert {"network.base=false", "network.rotation=quaternion", "training.episodes=5000"} <= {
+        s for r in rows for s in r.set
+    }
+    store, held = Store.open(hand_store), len(Store.open(hand_store).split("train"))
+    fits = [row for row in rows if not any(setting.startswith("training.episodes") for setting in row.set)]
+    assert len(fits) == len(rows) - 4
+    tasks = ("unconditional", "action-conditional")
+    jobs = prepare(tiny(hand_store, tmp_path / "runs", *fits, tasks=tasks), store)
+    assert len(jobs) == 2 * len(fits)
+    by = {task: {job.row.name: job.asked() for job in jobs if job.task == task} for task in tasks}
+    for task, same in zip(tasks, ("history-0", "history-1"), strict=True):
+        assert [name for name, asked in by[task].items() if asked == by[task]["ebm"]] == ["ebm", same]
+    assert by[tasks[0]]["quarter-time"]["training"]["seconds"] == 0.25
+    for row in {*rows} - {*fits}:
+        asked = recipe_of(row, data="d", task=tasks[0], seed=0, seconds=1).training.episodes
+        with pytest.raises(EbmtrajError, match=rf"^row {row.name}: training\.episodes = {asked}, but .* has {held};"):
+            prepare(tiny(hand_store, tmp_path / "few", row), store)
+    assert not (tmp_path / "few").exists()
+
+
+def test_the_samplers_of_the_ablations_run(hand_store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    plan = tiny(hand_store, path, Row("ebm", "dsm", TINY))
+    from ebmtraj.trajectories.fit import train_transition
+
+    train_transition(Job(plan.rows[0], "unconditional", 0, plan).recipe(), path, device="cpu")
+    state = Transitions.load(Store.open(hand_store), "train").at(torch.arange(64)).state
+    rows = read_rows(Path(__file__).parent.parent / "docs" / "ablations.toml").values()
+    draws: list[torch.Tensor] = []
+    for row in (Row("ebm", sampler_of="ebm"), *(row for row in rows if row.sampler_of)):
+        model, _ = load_model(path / "checkpoints" / "best.safetensors", network=network_of(row))
+        z = model.normaliser.delta(state, model.sample_next(state, None, torch.Generator().manual_seed(0)))
+        assert z.isfinite().all()
+        assert not any(z.equal(other) for other in draws)  # another sampler
+        assert 0.5 < z.std() < 1.5  # of increments of unit spread
+        draws.append(z)
+    assert len(draws) == 6
 
 
 # --- Jobs ---------------------------------------------------------------------------------------------------------
@@ -173,6 +223,15 @@ def test_what_a_resumed_comparison_may_not_change(hand_store: Path, tmp_path: Pa
     other = dataclasses.replace(plan, rows=(Row("gaussian", "gaussian", (*TINY, "network.beta=0.1")),))
     with pytest.raises(EbmtrajError, match=r"network.beta = 0.5, not 0.1"):
         prepare(other, store, resume=True)
+    outcome = jobs[0].path / "outcome.json"
+    done = json.loads(outcome.read_text())
+    for part, key in (("network", "rotation"), ("training", "episodes")):  # done before there were these settings
+        done["asked"][part].pop(key)
+    outcome.write_text(json.dumps(done))
+    prepare(plan, store, resume=True)
+    turned = dataclasses.replace(plan, rows=(Row("gaussian", "gaussian", (*TINY, "network.rotation=body")),))
+    with pytest.raises(EbmtrajError, match=r"network.rotation = 'world', not 'body'"):
+        prepare(turned, store, resume=True)
     (runs / "comparison.json").unlink()
     with pytest.raises(EbmtrajError, match="holds no comparison"):
         prepare(plan, store, overwrite=True)

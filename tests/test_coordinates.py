@@ -77,6 +77,50 @@ def test_a_turn_is_seen_in_the_world_frame() -> None:
     np.testing.assert_allclose(turning.between(start, turning.apply(start, quarter)), quarter, atol=1e-12)
 
 
+def test_a_turn_in_the_body_frame() -> None:
+    """q' = q exp(w): the world-frame vector seen from the body, and what turns both states from the left leaves it alone."""
+    fields = (Field("turn", 4, "quaternion"),)
+    world, body = c.Increments(fields), c.Increments(fields, "body")
+    a, b, turn = (unit_quaternions(200, seed) for seed in (1, 2, 3))
+    seen = body.between(a, b)
+    frame = c.rotation_matrix(a).unflatten(-1, (3, 3))  # R: from the body to the world
+    torch.testing.assert_close(seen, (frame.mT @ world.between(a, b).unsqueeze(-1)).squeeze(-1), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(seen, (scipy_rotation(a).inv() * scipy_rotation(b)).as_rotvec(), atol=1e-9)
+    left = body.between(c.quaternion_multiply(turn, a), c.quaternion_multiply(turn, b))
+    torch.testing.assert_close(left, seen, rtol=0, atol=1e-9)
+    assert (seen - world.between(a, b)).abs().max() > 1
+
+
+def test_the_difference_of_a_quaternion_is_of_the_nearer_sign() -> None:
+    numbers = c.Increments((Field("turn", 4, "quaternion"),), "quaternion")
+    a, b = unit_quaternions(200, 1), unit_quaternions(200, 2)
+    d = numbers.between(a, b)
+    near = torch.minimum((b - a).norm(dim=-1), (b + a).norm(dim=-1))
+    torch.testing.assert_close(d.norm(dim=-1), near, rtol=0, atol=1e-12)
+    assert numbers.between(a, -b).equal(d)
+    wild = numbers.apply(a, 100 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    torch.testing.assert_close(wild.norm(dim=-1), torch.ones(200, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert ((wild * a).sum(-1) >= 0).all()
+    assert numbers.apply(a, -a).equal(a)  # no direction is left
+    assert numbers.names() == ["turn.w", "turn.x", "turn.y", "turn.z"]
+
+
+@pytest.mark.parametrize(("rotation", "size"), [("world", 10), ("body", 10), ("quaternion", 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_rotation_is_inverted(rotation: c.Rotation, size: int, dtype: torch.dtype) -> None:
+    increments = c.Increments(FIELDS, rotation)
+    a, b = random_states(500, 1).to(dtype), random_states(500, 8).to(dtype)
+    d = increments.between(a, b)
+    assert d.shape == (500, increments.size) == (500, size)
+    assert len(increments.names()) == len(set(increments.names())) == size
+    back, turn = increments.apply(a, d), slice(5, 9)
+    nearer = torch.where((a * b)[:, turn].sum(-1, keepdim=True) < 0, -b[:, turn], b[:, turn])
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(back[:, turn], nearer, rtol=0, atol=tolerance)  # sign and all
+    torch.testing.assert_close(back[:, 2:5], b[:, 2:5], rtol=0, atol=tolerance)
+    torch.testing.assert_close(increments.between(a, back), d, rtol=0, atol=10 * tolerance)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([torch.float32, torch.float64]))
 def test_apply_is_the_inverse_of_between(seed: int, dtype: torch.dtype) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,75 @@ def test_a_budget_in_seconds_becomes_steps(hand_store: Path, tmp_path: Path) -> 
     assert train(recipe, path, resume=True).steps == result.steps  # the same command with --resume
     train(ran, tmp_path / "again")
     assert equal(best(tmp_path / "again"), best(path))  # the steps it wrote down give the same bits
+
+
+# fewer episodes
+
+
+class Seen(Exception):
+    """Holds the training and validation data that a training was given, and the model."""
+
+
+def given_data(recipe: TransitionRecipe, path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    def look(model: Any, data: Any, held_out: Any, *_: Any, **__: Any) -> None:
+        raise Seen(*(next(iter(each.pieces(10_000)))[0] for each in (data, held_out)), copy.deepcopy(model.normaliser))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ebmtraj.trajectories.fit.train", look)
+        with pytest.raises(Seen) as seen:
+            train(recipe, path)
+    return seen.value.args  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_training_on_the_first_episodes_alone(
+    stream: str, hand_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(hand_store)
+    few = recipe_for(hand_store, "gaussian", "training.episodes=3", f"stream={stream}")
+    states, held_out, normaliser = given_data(few, tmp_path / "few", monkeypatch)
+    first = torch.from_numpy(store.read_states(store.split("train")[:3]))
+    assert states.equal(first)
+    torch.testing.assert_close(normaliser.state_mean, first.mean(0), rtol=0, atol=1e-6)
+    assert held_out.equal(torch.from_numpy(store.read_states(store.split("validation"))))  # all of it
+    every = recipe_for(hand_store, "gaussian", f"stream={stream}")
+    assert given_data(every, tmp_path / "all", monkeypatch)[0].equal(
+        torch.from_numpy(store.read_states(store.split("train")))
+    )
+
+
+def test_episodes_are_as_many_as_there_are_and_a_resumed_run_keeps_them(hand_store: Path, tmp_path: Path) -> None:
+    held = len(Store.open(hand_store).split("train"))
+    with pytest.raises(EbmtrajError, match=rf"training\.episodes = {held + 1}, but .* has {held}; give at most that many"):
+        train(recipe_for(hand_store, "gaussian", f"training.episodes={held + 1}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(EbmtrajError, match=r"training\.episodes = -1 must be"):
+        recipe_for(hand_store, "gaussian", "training.episodes=-1")
+    runs = {}
+    for episodes, stream in ((2, "false"), (2, "true"), (held, "false"), (0, "false")):
+        path = runs[episodes, stream] = tmp_path / f"{episodes}-{stream}"
+        train(recipe_for(hand_store, "gaussian", f"training.episodes={episodes}", f"stream={stream}"), path)
+    assert equal(best(runs[2, "false"]), best(runs[2, "true"]))
+    assert equal(best(runs[held, "false"]), best(runs[0, "false"]))
+    assert not equal(best(runs[2, "false"]), best(runs[0, "false"]))
+    killed = recipe_for(hand_store, "gaussian", "training.episodes=2")
+    killed_run(killed, tmp_path / "killed", "step", 12)
+    with pytest.raises(EbmtrajError, match=r"begun with training\.episodes = 2, not 0"):
+        train(recipe_for(hand_store, "gaussian"), tmp_path / "killed", resume=True)
+    train(killed, tmp_path / "killed", resume=True)
+    assert equal(best(tmp_path / "killed"), best(runs[2, "false"]))
+
+
+def test_a_run_from_before_a_setting_is_resumed(hand_store: Path, whole_runs: dict[Any, Path], tmp_path: Path) -> None:
+    shutil.copytree(whole_runs["dsm", False], tmp_path / "old")
+    text = (tmp_path / "old" / "config.toml").read_text()
+    new = ("rotation = ", "base = ", "base_context = ", "episodes = ")
+    kept = [line for line in text.splitlines() if not line.startswith(new)]
+    assert len(kept) == len(text.splitlines()) - len(new)
+    (tmp_path / "old" / "config.toml").write_text("\n".join(kept))
+    train(recipe_for(hand_store), tmp_path / "old", resume=True)
+    with pytest.raises(EbmtrajError, match=r"begun with network\.rotation = 'world', not 'body'"):
+        train(recipe_for(hand_store, "dsm", "network.rotation=body"), tmp_path / "old", resume=True)
 
 
 # the guard

@@ -159,6 +159,10 @@ def test_a_checkpoint_from_before_there_were_marginals(
         ("field", ["network.history=2", "network.history_noise=0.0", "network.forget=0.0"]),
         ("dsm", ["network.history=1", "network.history_noise=0.3", "network.forget=1.0", "stream=true"]),
         ("gru", ["network.history=1", *WHITEN, "network.components=2", "network.forget=0.0"]),
+        *((name, ["network.rotation=quaternion"]) for name in MODELS if name != "fc"),
+        ("dsm", ["network.rotation=body", "network.history=1", "network.base=false"]),
+        ("field", ["network.rotation=quaternion", "network.history=1", "network.base_context=false"]),
+        ("field", ["network.base=false", "network.base_context=false"]),
         ("gru", ["network.learn=last", "network.history_noise=0.2", "network.depth=1", "stream=true"]),
     ],
 )
@@ -170,6 +174,38 @@ def test_other_settings(
     states = rollout(model, some[0][:, 0], 5, generator=seeded(0))
     assert states.isfinite().all()
     torch.testing.assert_close(states[..., QUATERNION].norm(dim=-1), torch.ones(4, 6), rtol=0, atol=1e-5)
+
+
+def test_rotations_reach_the_increments(hand_store: Path, tmp_path: Path) -> None:
+    """The coordinates are those asked for, before and after a checkpoint, and a checkpoint keeps its own."""
+    store = Store.open(hand_store)
+    data = Transitions.load(store, "train")
+    batch = data.at(torch.arange(50))
+    found = {}
+    for rotation, size in (("world", 30), ("body", 30), ("quaternion", 31)):
+        network = {k: v for k, v in recipe_for(hand_store, "dsm").network.items() if v is not None}
+        network |= {"rotation": rotation, "gaussianise": False}
+        model = make_model("dsm", store.state_fields, store.action_fields, actions=False, network=network)
+        model.prepare(data)
+        assert model.delta_size == size
+        path = tmp_path / f"{rotation}.safetensors"
+        save_tensors(path, model.state_dict(), model.header())
+        other, _ = load_model(path)
+        z = found[rotation] = other.normaliser.delta(batch.state, batch.next_state)
+        assert z.equal(model.normaliser.delta(batch.state, batch.next_state))
+        torch.testing.assert_close(other.normaliser.advance(batch.state, z), batch.next_state, rtol=0, atol=1e-4)
+    assert found["world"][:, :27].equal(found["body"][:, :27])
+    assert (found["world"] - found["body"]).abs().max() > 0.1
+    with pytest.raises(EbmtrajError, match=r"trained with network\.rotation = 'world', not 'body'; drop that setting"):
+        load_model(tmp_path / "world.safetensors", network={"rotation": "body"})
+    header, tensors = load_tensors(tmp_path / "world.safetensors")
+    header["network"].pop("rotation")  # from before there was a choice
+    save_tensors(tmp_path / "old.safetensors", tensors, header)
+    old, _ = load_model(tmp_path / "old.safetensors")
+    assert old.normaliser.delta(batch.state, batch.next_state).equal(found["world"])
+    assert load_model(tmp_path / "old.safetensors", network={"rotation": "world"})[0].delta_size == 30
+    with pytest.raises(EbmtrajError, match="rotation = 'axis'"):
+        recipe_for(hand_store, "dsm", "network.rotation=axis")
 
 
 @pytest.mark.parametrize("spectral", [True, False])

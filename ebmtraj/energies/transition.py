@@ -150,14 +150,32 @@ class TiltedTransition(TiltedBase):
     """An explicit Gaussian base over the normalised increment z, tilted by an energy of its residual.
 
     p(z | c) is proportional to N(z; mu(c), sigma(c)) tilted by the `ResidualEnergy` of r = (z - mu) / sigma, which also
-    sees mu and log sigma.
+    sees mu and log sigma, see `TiltedBase`.
     """
 
     def __init__(
-        self, event: int, context: int, *, width: int = 128, depth: int = 3, mildness: float = 0.5, bound: float = 8.0
+        self,
+        event: int,
+        context: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        mildness: float = 0.5,
+        bound: float = 8.0,
+        base: bool = True,
+        base_context: bool = True,
     ) -> None:
-        super().__init__(event, context, width=width, depth=depth, mildness=mildness, bound=bound)
-        self.energy = ResidualEnergy(event, context + 2 * event, width=width, depth=depth)
+        super().__init__(
+            event,
+            context,
+            width=width,
+            depth=depth,
+            mildness=mildness,
+            bound=bound,
+            base=base,
+            base_context=base_context,
+        )
+        self.energy = ResidualEnergy(event, self.tilt_context, width=width, depth=depth)
 
     @property
     def tilt(self) -> ResidualEnergy:

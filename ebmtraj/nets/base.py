@@ -18,22 +18,49 @@ class Base(NamedTuple):
     log_std: Tensor
 
 
+class UnitGaussian(nn.Module):
+    """In place of a trained base: mean 0 and log standard deviation 0 everywhere, `(B, inputs) -> (B, D), (B, D)`."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation."""
+        zero = inputs.new_zeros((*inputs.shape[:-1], self.outputs))
+        return zero, zero
+
+
 class TiltedBase(nn.Module, abc.ABC):
     """A Gaussian base over the normalised increment z, tilted by a noise-conditional model of its residual.
 
-    The residual is r = (z - mu) / sigma; what tilts it sees mu and log sigma beside the context. The base's spread is made
-    mild (half-way to its mean) and calibrated to unit residuals before the tilt is trained, so the tilt meets residuals of
-    one scale everywhere. A subclass makes the tilt, with `prepare`, `tilt_gradient` and `gradient` as a noise-conditional
-    energy has them.
+    The residual is r = (z - mu) / sigma; what tilts it sees mu and log sigma beside the context, unless `base_context` is
+    false. The base's spread is made mild (half-way to its mean) and calibrated to unit residuals before the tilt is trained,
+    so the tilt meets residuals of one scale everywhere. With `base` false nothing is learnt of it: mu is 0, sigma a constant
+    of each dimension, and the tilt sees the context alone. A subclass makes the tilt, of `tilt_context` numbers, with
+    `prepare`, `tilt_gradient` and `gradient` as a noise-conditional energy has them.
     """
 
     spread_mean: Tensor
     spread_shift: Tensor
 
-    def __init__(self, event: int, context: int, *, width: int, depth: int, mildness: float, bound: float) -> None:
+    def __init__(
+        self,
+        event: int,
+        context: int,
+        *,
+        width: int,
+        depth: int,
+        mildness: float,
+        bound: float,
+        base: bool = True,
+        base_context: bool = True,
+    ) -> None:
         super().__init__()
-        self.base_net = GaussianMLP(context, event, width=width, depth=depth)
+        self.base_net = GaussianMLP(context, event, width=width, depth=depth) if base else UnitGaussian(event)
         self.mildness, self.bound = mildness, bound
+        self.base_context = base and base_context
+        self.tilt_context = context + 2 * event * self.base_context
         self.register_buffer("spread_mean", torch.zeros(event))
         self.register_buffer("spread_shift", torch.zeros(event))
 
@@ -67,5 +94,6 @@ class TiltedBase(nn.Module, abc.ABC):
         return base.mean + r * torch.exp(base.log_std)
 
     def prepare(self, context: Tensor, base: Base) -> Any:
-        """What the tilt is given, computed once a chain: the context and the base itself."""
-        return self.tilt.prepare(torch.cat((context, base.mean, base.log_std), dim=-1))
+        """What the tilt is given, computed once a chain: the context and, if it sees it, the base itself."""
+        seen = torch.cat((context, base.mean, base.log_std), dim=-1) if self.base_context else context
+        return self.tilt.prepare(seen)

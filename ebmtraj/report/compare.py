@@ -28,7 +28,7 @@ from ebmtraj.report.compare_rows import TASKS, Row, network_of, recipe_of
 from ebmtraj.runs import cores, read_json, write_json
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 from ebmtraj.training.loop import steps_within
-from ebmtraj.trajectories.fit import TransitionRecipe, step_cpu_seconds, train_transition
+from ebmtraj.trajectories.fit import TransitionRecipe, check_episodes, completed, step_cpu_seconds, train_transition
 from ebmtraj.trajectories.rollout import rollout
 
 MOST_STARTS = 500  # held-out episodes to start from, unless asked for another number
@@ -94,8 +94,7 @@ class Job:
         """Settings that decide its outcome, in plain values."""
         if self.row.sampler_of is not None:
             return {"sampler_of": self.row.sampler_of, "set": list(self.row.set)}
-        asked: dict[str, Any] = recipes.to_plain(dataclasses.asdict(self.recipe()))
-        return {key: value for key, value in asked.items() if key not in ("data", "content_hash", "stream")}
+        return _plain(self.recipe())
 
     def outcome(self) -> dict[str, Any] | None:
         """What it came to, or None where it is not done."""
@@ -146,7 +145,7 @@ def prepare(comparison: Comparison, store: Store, *, resume: bool = False, overw
     for job in jobs:
         done = job.outcome()
         if done is not None:
-            _same(done.get("asked"), asked[job.path], str(job.path))
+            _same(_kept(done.get("asked"), job.path), asked[job.path], str(job.path))
     return jobs
 
 
@@ -341,9 +340,15 @@ def _check_stores(comparison: Comparison, store: Store) -> None:
             )
     judged = set(store.seeds[store.split(comparison.split)].tolist())
     for row in comparison.rows:
+        other = store if row.data is None else Store.open(row.data)
+        if row.sampler_of is None:
+            recipe = Job(row, comparison.tasks[0], comparison.seeds[0], comparison).recipe()
+            try:
+                check_episodes(recipe, other)
+            except EbmtrajError as error:
+                raise EbmtrajError(f"row {row.name}: {error}") from None
         if row.data is None:
             continue
-        other = Store.open(row.data)
         if [f.kind for f in other.state_fields] != [f.kind for f in store.state_fields]:
             raise EbmtrajError(f"row {row.name}: store {other.path} has other state fields than {store.path}")
         seen = np.concatenate([other.seeds[other.split(name)] for name in ("train", "validation")]).tolist()
@@ -367,6 +372,19 @@ def _open_folder(comparison: Comparison, store: Store, *, resume: bool, overwrit
             raise EbmtrajError(f"{runs} holds a comparison; give --resume to go on with it or --overwrite to replace it")
         shutil.rmtree(runs)
     write_json(mark, comparison.alike(store.content_hash))
+
+
+def _plain(recipe: TransitionRecipe) -> dict[str, Any]:
+    """The settings of a recipe that decide a job's outcome."""
+    plain: dict[str, Any] = recipes.to_plain(dataclasses.asdict(recipe))
+    return {key: value for key, value in plain.items() if key not in ("data", "content_hash", "stream")}
+
+
+def _kept(asked: Any, path: Path) -> Any:
+    """What a finished job was asked for, with settings that an older version did not have yet at their defaults."""
+    if not isinstance(asked, dict) or "model" not in asked:  # a row with sampler_of
+        return asked
+    return _plain(completed(recipes.build(TransitionRecipe, asked, str(path)), f"{path}: network"))
 
 
 def _same(had: Any, wants: Any, what: str) -> None:

@@ -28,6 +28,7 @@ class Row:
     model: str = ""  # of the registry, `ebm` for the default energy; a row with sampler_of has that row's
     set: tuple[str, ...] = ()  # as --set of `ebmtraj train transition`; with sampler_of, keys of `network` only
     data: str | None = None  # another store to train on
+    time: float | None = None  # share of the comparison's seconds that it is trained for, e.g. 0.5; none given: all
     sampler_of: str | None = None  # the row whose trained model is sampled with the settings of `set`
 
 
@@ -88,7 +89,7 @@ def recipe_of(row: Row, *, data: str, task: str, seed: int, seconds: float) -> T
     """What a row is trained with; raises `EbmtrajError` that names the row and the setting that is wrong."""
     given = recipes.parse_overrides(row.set).get("training", {})
     own_budget = {"seconds", "steps"} & set(given)  # rows may differ in time, and say so
-    budget = [] if own_budget else [f"training.seconds={seconds}"]
+    budget = [] if own_budget else [f"training.seconds={seconds * (1.0 if row.time is None else row.time)}"]
     overrides = [*budget, *row.set, f"training.seed={seed}", "training.threads=1"]
     try:
         return load_recipe(None, overrides, {"model": row.model, "actions": task == TASKS[1], "data": row.data or data})
@@ -109,12 +110,18 @@ def _check(row: Row, rows: Mapping[str, Row]) -> None:
     for key in set_keys:
         if key in OURS:
             raise EbmtrajError(f"row {row.name}: {key} is the comparison's to set; drop it")
+    if row.time is not None and (row.time <= 0 or {"training.seconds", "training.steps"} & set(set_keys)):
+        raise EbmtrajError(
+            f"row {row.name}: time = {row.time} must be above 0, and alone: without training.seconds or steps"
+        )
     if row.sampler_of is None:
         if row.model not in MODELS:
             raise EbmtrajError(f"row {row.name}: unknown model {row.model!r}; {_nearest(row.model, MODELS)}")
         return
-    if row.model or row.data is not None:
-        raise EbmtrajError(f"row {row.name}: sampler_of takes model and data of row {row.sampler_of}; drop them")
+    if row.model or row.data is not None or row.time is not None:
+        raise EbmtrajError(
+            f"row {row.name}: sampler_of takes model and data of row {row.sampler_of}, and its time; drop them"
+        )
     base = rows.get(row.sampler_of)
     if base is None:
         raise EbmtrajError(

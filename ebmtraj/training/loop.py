@@ -30,6 +30,7 @@ class TrainingConfig:
 
     steps: int = 30_000  # optimiser steps, all stages together
     seconds: float | None = None  # instead of steps: time a few, then take as many as fit (written to the run as steps)
+    episodes: int = 0  # of the training split, its first ones, for curves over the amount of data; 0: all
     batch: int = 512
     learning_rate: float = 1e-3
     warmup: int = 200  # steps of linear warm-up
@@ -52,6 +53,8 @@ class TrainingConfig:
             raise EbmtrajError(
                 f"training: threads = {self.threads}, seed = {self.seed}; it needs threads >= 0 and seed < 2^63"
             )
+        if self.episodes < 0:
+            raise EbmtrajError(f"training.episodes = {self.episodes} must be 0 (all of the split's) or above")
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise EbmtrajError(f"training.seconds = {self.seconds} must be a number above 0")
         if not 0 <= self.ema < 1 or not 0 <= self.beta1 < 1 or not 0 <= self.constant <= 1:

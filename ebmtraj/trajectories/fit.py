@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ebmtraj import config as recipes
@@ -62,6 +63,16 @@ def load_recipe(
     return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
 
 
+def completed(recipe: TransitionRecipe, source: str) -> TransitionRecipe:
+    """A kept recipe, perhaps of an older version, with the settings of its model that it doesn't say at their defaults.
+
+    Raises `EbmtrajError` that names the `source` for settings that the model doesn't know.
+    """
+    config: Any = model_class(recipe.model).Config
+    settings: Any = recipes.build(config, recipes.to_plain(recipe.network), source)
+    return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
+
+
 def train_transition(
     recipe: TransitionRecipe,
     path: Path,
@@ -84,13 +95,14 @@ def train_transition(
             f"store {recipe.data} is not finished; go on with the command that made it and --resume "
             f"(with --episodes {max(1, store.episodes)} it ends as it is)"
         )
+    check_episodes(recipe, store)
     recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
     going_on = resume and (path / "config.toml").exists()
     if going_on:
         run = Run.open(path)
         recipe = _same_recipe(recipe, run)
     elif recipe.stream == "auto":
-        recipe = dataclasses.replace(recipe, stream=_needs_stream(store, where))
+        recipe = dataclasses.replace(recipe, stream=_needs_stream(recipe, store, where))
     model = _fresh(recipe, store, where)
     with (
         closing(_open(store, "train", recipe, model.history, where)) as data,
@@ -109,6 +121,16 @@ def train_transition(
     return result, recipe
 
 
+def check_episodes(recipe: TransitionRecipe, store: Store) -> None:
+    """Raise `EbmtrajError` where the recipe asks for more training episodes than the store has."""
+    held, asked = len(store.split("train")), recipe.training.episodes
+    if asked > held:
+        raise EbmtrajError(
+            f"training.episodes = {asked}, but the training split of store {store.path} has {held}; give at most that many, "
+            "or 0 for all"
+        )
+
+
 def step_cpu_seconds(recipe: TransitionRecipe) -> float:
     """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept.
 
@@ -119,7 +141,7 @@ def step_cpu_seconds(recipe: TransitionRecipe) -> float:
     use_threads(1)
     store = Store.open(recipe.data)
     if recipe.stream == "auto":
-        recipe = dataclasses.replace(recipe, stream=_needs_stream(store, where))
+        recipe = dataclasses.replace(recipe, stream=_needs_stream(recipe, store, where))
     model = _fresh(recipe, store, where)
     with closing(_open(store, "validation", recipe, model.history, where)) as data:
         model.prepare(data)
@@ -139,16 +161,21 @@ def _fresh(recipe: TransitionRecipe, store: Store, device: torch.device) -> Tran
 
 
 def _open(store: Store, split: str, recipe: TransitionRecipe, history: int, device: torch.device) -> TransitionData:
+    settings: dict[str, Any] = {"actions": recipe.actions, "history": history, "device": device}
+    settings["limit"] = _limit(recipe, split)
     if recipe.stream:
-        return StreamedTransitions(
-            store, split, seed=recipe.training.seed, actions=recipe.actions, history=history, device=device
-        )
-    return Transitions.load(store, split, actions=recipe.actions, history=history, device=device)
+        return StreamedTransitions(store, split, seed=recipe.training.seed, **settings)
+    return Transitions.load(store, split, **settings)
 
 
-def _needs_stream(store: Store, device: torch.device) -> bool:
-    """Whether the splits that are trained and validated on would take more than half of the memory that is free."""
-    lengths = store.lengths[store.splits != SPLITS.index("test")]
+def _limit(recipe: TransitionRecipe, split: str) -> int | None:
+    """How many episodes of a split are used; None: all."""
+    return (recipe.training.episodes or None) if split == "train" else None
+
+
+def _needs_stream(recipe: TransitionRecipe, store: Store, device: torch.device) -> bool:
+    """Whether what is trained and validated on would take more than half of the memory that is free."""
+    lengths = store.lengths[np.concatenate([store.split(each)[: _limit(recipe, each)] for each in SPLITS[:2]])]
     state, action = total_size(store.state_fields), total_size(store.action_fields)
     size = 4 * (state * int((lengths + 1).sum()) + action * int(lengths.sum()))
     return size > 0.5 * _free_memory(device)
@@ -174,6 +201,7 @@ def _free_memory(device: torch.device) -> float:
 def _same_recipe(recipe: TransitionRecipe, run: Run) -> TransitionRecipe:
     """The run's own recipe; raises `EbmtrajError` where the one that is asked for now differs from it."""
     own = recipes.build(TransitionRecipe, recipes.read_toml(run.config), f"recipe {run.config}")
+    own = completed(own, f"recipe {run.config}: network")
     own = dataclasses.replace(own, stream=own.stream is True)  # "auto" only where a run began before there was a choice
     stream = own.stream if recipe.stream == "auto" else recipe.stream
     training = recipe.training

@@ -44,7 +44,7 @@ class TransitionModel(Trainable):
         super().__init__()
         self.state_fields, self.action_fields = tuple(state_fields), tuple(action_fields)
         self.actions, self.config = actions, config
-        self.normaliser = Normaliser(state_fields, action_fields)
+        self.normaliser = Normaliser(state_fields, action_fields, rotation=getattr(config, "rotation", "world"))
         self.state_size = total_size(state_fields)
         self.delta_size = self.normaliser.increments.size
         self.action_size = total_size(action_fields) if actions else 0

@@ -85,6 +85,11 @@ def load_model(
         action_fields = fields_from_json(header["action_fields"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
+    turns, asked = trained.get("rotation", "world"), (network or {}).get("rotation")
+    if asked not in (None, turns):  # whose sizes may be the same, and meaning another
+        raise EbmtrajError(
+            f"checkpoint {path} was trained with network.rotation = {turns!r}, not {asked!r}; drop that setting"
+        )
     model = make_model(
         name,
         state_fields,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.windows import Batch, Past, TransitionData, check_scaling, spread_index
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -29,12 +30,15 @@ class ResidualConfig:
 
     width: int = 256
     depth: int = 2
-    base_share: float = 0.3  # of the training steps, for the base
+    base: bool = True  # false: none is learnt, and all the training steps go to the model of the increment itself
+    base_context: bool = True  # that model sees the base's mean and log standard deviation, too
+    base_share: float = 0.3  # of the training steps, for the base, if there is one
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool = True  # or bring each one's distribution to a Gaussian's: joints that stick, heavy tails
+    rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     history: int = 0  # states before the present one that are seen, as the moves between them
     previous_control: bool = False  # with the actions that were taken there; for models that are given actions
     history_noise: float = 0.1  # on those moves, in training: a rollout's own are not quite the data's
@@ -87,8 +91,16 @@ class ResidualModel(TransitionModel):
         controls = self.action_size if config.previous_control else 0
         self.context_size += config.history * (self.delta_size + controls + 1)
 
+    def prepare(self, data: TransitionData) -> None:
+        """As every model; where no base is learnt, nothing but a constant spread is, here."""
+        super().prepare(data)
+        if not self.config.base:
+            self._calibrate(data)
+
     def stages(self) -> list[Stage]:
-        """The base, then the model of its residual."""
+        """The base, if there is one, then the model of its residual."""
+        if not self.config.base:
+            return [Stage(self.second, 1.0, self.tilted.tilt, self._residual_loss)]
         share = self.config.base_share
         return [
             Stage("base", share, self.tilted.base_net, self._base_loss, self._calibrate),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.energies.transition import TiltedPairEnergy, TiltedTransition
 from ebmtraj.errors import EbmtrajError
@@ -45,6 +46,8 @@ class TiltedModel(ResidualModel):
             depth=config.depth,
             mildness=config.mildness,
             bound=config.bound,
+            base=config.base,
+            base_context=config.base_context,
         )
 
 
@@ -73,6 +76,7 @@ class PairConfig:
     reach: float = 3.0  # uniform noise covers this many standard deviations; chains stay within twice that
     beta1: float = 0.5  # of Adam
     whiten: bool = True  # decorrelate the increments, which conditions the chain
+    rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=30, step_size=0.1))
     rollout_steps: int = 30  # Langevin steps that draw the next state once trained; best as many as in training
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -28,6 +29,7 @@ class DiffusionConfig:
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
+    rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     # levels in training; higher than for images, as the increment's mean is learnt where noise hides all else
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.8, std=1.4))
     ladder: Ladder = field(default_factory=lambda: Ladder(levels=19, sigma_max=80.0, sigma_min=0.002))  # Karras et al.'s

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -35,6 +36,7 @@ class EnsembleConfig:
     high: float = 2.0
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
+    rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)

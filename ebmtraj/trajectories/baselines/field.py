@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -25,9 +26,9 @@ class FieldConfig(ResidualConfig):
 class FieldTransition(TiltedBase):
     """The base of `TiltedTransition`, with a free denoiser of its residual in place of the energy."""
 
-    def __init__(self, event: int, context: int, *, width: int, depth: int, mildness: float, bound: float) -> None:
-        super().__init__(event, context, width=width, depth=depth, mildness=mildness, bound=bound)
-        self.field = Denoiser(event, context + 2 * event, width=width, depth=depth)
+    def __init__(self, event: int, context: int, *, width: int, depth: int, **settings: Any) -> None:
+        super().__init__(event, context, width=width, depth=depth, **settings)
+        self.field = Denoiser(event, self.tilt_context, width=width, depth=depth)
 
     @property
     def tilt(self) -> Denoiser:
@@ -53,4 +54,6 @@ class FieldModel(ResidualModel):
             depth=config.depth,
             mildness=config.mildness,
             bound=config.bound,
+            base=config.base,
+            base_context=config.base_context,
         )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -28,6 +29,7 @@ class FlowConfig:
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
+    rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     time: TimeConfig = field(default_factory=TimeConfig)  # times in training
     # of the flow's differential equation; midpoint is one order better than heun on a Gaussian's flow
     solver: Literal["midpoint", "heun", "euler"] = "midpoint"

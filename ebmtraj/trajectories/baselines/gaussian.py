@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import GaussianMLP
@@ -27,6 +28,7 @@ class GaussianConfig:
     high: float = 2.0
     whiten: bool = False
     gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
+    rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)

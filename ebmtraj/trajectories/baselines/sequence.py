@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.windows import Batch, Past, check_scaling
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
@@ -36,6 +37,7 @@ class SequenceConfig:
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
+    rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
