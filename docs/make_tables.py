@@ -1,4 +1,4 @@
-"""Write the results tables of README.md from docs/results/*.json; with --check, only say whether they are up to date.
+"""Write the results tables of README.md and docs/ from docs/results/*.json; with --check, only say if they are up to date.
 
 usage: python docs/make_tables.py [--check] [--from runs/demo]
 
@@ -14,11 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ebmtraj.report.compare_figures import median_curves
 from ebmtraj.report.compare_table import markdown_comparison
-from ebmtraj.report.style import title
-from ebmtraj.report.tables import markdown_table
+from ebmtraj.report.style import ordered, title
+from ebmtraj.report.tables import HEADERS, markdown_table, number
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/transitions.md")
+ROBOTS = ("reacher", "halfcheetah", "ant")
 PICTURES = {"frechet.png": "frechet.png", "strip.png": "figures/unconditional/strip.png"}
 PICTURES["rollouts.gif"] = "figures/unconditional/rollouts.gif"
 
@@ -166,10 +169,99 @@ def transitions_table(results: dict[str, Any]) -> str:
         f"{protocol['seconds']:g} s of one core for each training on {trained:,} episodes, {protocol['steps']}-step "
         f"rollouts from {protocol['starts']} {protocol['split']} episodes, {protocol['samples']} of each start"
     )
+    spread = f"Medians over {seeds} seeds, least and greatest beside them" if seeds > 1 else f"Seed {protocol['seeds'][0]}"
     return (
-        f"{tables}\nMedians over {seeds} seed{'s' * (seeds != 1)}, least and greatest beside them; {how}. Lower is better; "
-        f"ratios are best at 1, coverage at 0.9. {machine['processor']}, {machine['cores']} cores; made by "
-        f"`{protocol['command']}`, every number in [docs/results/transitions.json](docs/results/transitions.json).\n"
+        f"{tables}\n{spread}; {how}. Lower is better; ratios are best at 1, coverage at 0.9. {machine['processor']}, "
+        f"{machine['cores']} cores; made by `{protocol['command']}`, every number in {link(protocol['command'])}.\n"
+    )
+
+
+def link(command: str) -> str:
+    """A link to the file that a comparison's command wrote, for a page of the repository's root or of docs/."""
+    path = command.partition("--out ")[2].split()[0]
+    return f"[{path}](/{path})"
+
+
+def robots_table(_: dict[str, Any]) -> str:
+    """Transition models of other robots, Fréchet distance and C2ST, a table a task, as markdown."""
+    found = {name: load(f"robots_{name}") for name in ROBOTS}
+    parts = []
+    for task in next(iter(found.values()))["protocol"]["tasks"]:
+        models = ordered(next(iter(found.values()))["summary"][task])
+        header = [task]
+        for results in found.values():
+            robot = results["protocol"]["data"]["env"]
+            header += [f"{robot} FD", "of changes", "energy score", "C2ST"]
+        lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+        keys = ("fd100", "fd_delta", "energy_score", "c2st_rollout")
+        rows = {
+            model: [results["summary"][task][model][key] for results in found.values() for key in keys] for model in models
+        }
+        columns = list(zip(*rows.values(), strict=True))
+        best = [min((cell["median"] for cell in column if cell), default=None) for column in columns]
+        for model, cells in rows.items():
+            shown = []
+            for cell, least in zip(cells, best, strict=True):
+                text = "-" if cell is None else number(cell["median"])
+                shown.append(f"**{text}**" if cell and cell["median"] == least else text)
+            lines.append("| " + " | ".join([HEADERS.get(model, model), *shown]) + " |")
+        floor = [results["floor"][task].get(key) for results in found.values() for key in keys]
+        lines.append("| " + " | ".join(["floor", *(number(value) for value in floor)]) + " |")
+        parts.append("\n".join(lines) + "\n")
+    how = []
+    for results in found.values():
+        protocol = results["protocol"]
+        how.append(
+            f"{protocol['data']['env']}: {protocol['data']['splits']['train']:,} training episodes, {protocol['starts']} "
+            f"{protocol['split']} episodes x {protocol['steps']} steps, {protocol['seconds']:g} s of one core a training, "
+            f"{len(protocol['seeds'])} seed{'s' * (len(protocol['seeds']) != 1)}, {link(protocol['command'])}"
+        )
+    return "\n".join(parts) + "\n" + "; ".join(how) + f". Made by `{protocol['command']}` and its like for the others.\n"
+
+
+def curves_table(results: dict[str, Any]) -> str:
+    """Fréchet distance of models by their seconds of training, as markdown."""
+    protocol = results["protocol"]
+    told = protocol["rows"]
+    seconds = sorted({protocol["seconds"] * told[row].get("time", 1.0) for row in told})
+    parts = []
+    for task in protocol["tasks"]:
+        header = [f"{task}, FD after", *(f"{each:.0f} s" for each in seconds)]
+        lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * len(seconds)]
+        for model in dict.fromkeys(told[row]["model"] for row in told):
+            found = {
+                protocol["seconds"] * told[row].get("time", 1.0): results["summary"][task][row]["fd100"]
+                for row in told
+                if told[row]["model"] == model
+            }
+            cells = [number(found[each]["median"]) if found.get(each) else "-" for each in seconds]
+            lines.append(f"| {HEADERS.get(model, model)} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines) + "\n")
+    return (
+        "\n".join(parts) + f"\nSeeds {', '.join(map(str, protocol['seeds']))}, {protocol['starts']} {protocol['split']} "
+        f"episodes; made by `{protocol['command']}`, every number in {link(protocol['command'])}.\n"
+    )
+
+
+def long_table(results: dict[str, Any]) -> str:
+    """Rollouts ten times as long as those that settings were chosen by, as markdown."""
+    protocol, summary = results["protocol"], results["summary"]["unconditional"]
+    steps = protocol["steps"]
+    header = [f"{protocol['starts']} starts x {protocol['samples']}", "FD at 100", f"FD at {steps}", "ratio", "C2ST rollout"]
+    header.append(f"terminated by {steps}")
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    curves = median_curves(results)["unconditional"]
+    for model in [*ordered(summary), "floor"]:
+        early, late = curves[model][100], curves[model][steps]
+        said = summary.get(model) or {}
+        c2st = said["c2st_rollout"]["median"] if said else results["floor"]["unconditional"]["c2st_rollout"]
+        ended = said["terminated"]["median"] if said else results["floor"]["unconditional"]["terminated"]
+        cells = [number(early), number(late), f"{late / early:.2f}", number(c2st), f"{ended:.1%}"]
+        lines.append(f"| {HEADERS.get(model, model)} | " + " | ".join(cells) + " |")
+    return (
+        "\n".join(lines) + f"\n\nTrained on other episodes of 100 steps, {protocol['seconds']:g} s of one core each, "
+        f"seeds {', '.join(map(str, protocol['seeds']))}; made by `{protocol['command']}`, every number in "
+        f"{link(protocol['command'])}.\n"
     )
 
 
@@ -179,6 +271,10 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "policy": ("policy", policy_table),
     "data": ("scale", data_table),
     "transitions": ("transitions", transitions_table),
+    "ablations": ("ablations", transitions_table),
+    "robots": ("robots_reacher", robots_table),
+    "long": ("long", long_table),
+    "curves": ("learning_curves", curves_table),
 }
 
 
@@ -189,7 +285,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def fill(text: str) -> str:
-    """The README with its tables made anew."""
+    """A page with its tables made anew."""
     for name, (file, table) in TABLES.items():
         start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
         if start not in text:
@@ -209,15 +305,17 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.demo is not None:
         take(arguments.demo)
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = fill(old)
-    if arguments.check:
-        if old != new:
-            print("README.md does not show what docs/results holds; run `make tables`", file=sys.stderr)
-        return int(old != new)
-    readme.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for name in PAGES:
+        page = ROOT / name
+        old = page.read_text(encoding="utf-8")
+        new = fill(old)
+        if not arguments.check:
+            page.write_text(new, encoding="utf-8")
+        elif old != new:
+            print(f"{name} does not show what docs/results holds; run `make tables`", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":
