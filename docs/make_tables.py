@@ -11,11 +11,13 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ebmtraj.report.compare_figures import median_curves
-from ebmtraj.report.compare_table import markdown_comparison
+from ebmtraj.report.compare_table import COLUMNS, MAIN, markdown_comparison
 from ebmtraj.report.style import ordered, title
 from ebmtraj.report.tables import HEADERS, markdown_table, number
 
@@ -160,10 +162,10 @@ def data_table(scale: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\nEach file names the command that made it.\n"
 
 
-def transitions_table(results: dict[str, Any]) -> str:
+def transitions_table(results: dict[str, Any], columns: Sequence[str] = MAIN) -> str:
     """Transition models side by side, a table a task, as markdown."""
     protocol, machine = results["protocol"], results["protocol"]["machine"]
-    tables = "\n".join(markdown_comparison(results, task) for task in protocol["tasks"])
+    tables = "\n".join(markdown_comparison(results, task, columns) for task in protocol["tasks"])
     trained, seeds = protocol["data"]["splits"]["train"], len(protocol["seeds"])
     how = (
         f"{protocol['seconds']:g} s of one core for each training on {trained:,} episodes, {protocol['steps']}-step "
@@ -271,6 +273,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "policy": ("policy", policy_table),
     "data": ("scale", data_table),
     "transitions": ("transitions", transitions_table),
+    "transitions-all": ("transitions", partial(transitions_table, columns=tuple(COLUMNS))),
     "ablations": ("ablations", transitions_table),
     "robots": ("robots_reacher", robots_table),
     "long": ("long", long_table),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -36,9 +36,15 @@ COLUMNS: dict[str, tuple[str, Goal | None]] = {  # metric: header, and what is b
 }
 
 
-def markdown_comparison(results: Mapping[str, Any], task: str) -> str:
-    """One task of `comparison_results` as a markdown table; ends with a newline."""
-    header, lines = _cells(results, task)
+MAIN = (
+    *("fd100", "fd_delta", "energy_score", "c2st_rollout", "c2st_structure", "c2st_one_step"),
+    *("coverage90", "rotation_ratio", "penetration_ratio", "ms_per_step"),
+)
+
+
+def markdown_comparison(results: Mapping[str, Any], task: str, names: Sequence[str] = tuple(COLUMNS)) -> str:
+    """One task of `comparison_results` as a markdown table of these metrics of `COLUMNS`; ends with a newline."""
+    header, lines = _cells(results, task, names)
     out = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
     for name, cells in lines:
         shown = []
@@ -68,11 +74,13 @@ def rich_comparison(results: Mapping[str, Any], task: str) -> Group:
     return Group(*tables)
 
 
-def _cells(results: Mapping[str, Any], task: str) -> tuple[list[str], list[tuple[str, list[tuple[str, str, bool]]]]]:
+def _cells(
+    results: Mapping[str, Any], task: str, names: Sequence[str] = tuple(COLUMNS)
+) -> tuple[list[str], list[tuple[str, list[tuple[str, str, bool]]]]]:
     """Header, and for each model its name and (median, spread, whether best) of each column that any model has."""
     summary, floor = results["summary"][task], results["floor"].get(task) or {}
     models = ordered(summary)
-    columns = [name for name in COLUMNS if any(summary[model][name] for model in models)]
+    columns = [name for name in names if any(summary[model][name] for model in models)]
     header = [f"{task}, {results['protocol']['starts']} starts", *(COLUMNS[name][0] for name in columns)]
     best = {}
     for name in columns:
