@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ebmtraj.datasets.normaliser import Normaliser
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.stream import StreamedTransitions
-from ebmtraj.datasets.windows import Batch, Normaliser, Past, Trajectories, Transitions, trajectories
+from ebmtraj.datasets.windows import Batch, Past, Trajectories, Transitions, trajectories
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.sequence import RecurrentMixture

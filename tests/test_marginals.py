@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.marginals import Marginals
-from ebmtraj.datasets.windows import Normaliser, Transitions
+from ebmtraj.datasets.normaliser import Normaliser
+from ebmtraj.datasets.windows import Transitions
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.trajectories.registry import make_model

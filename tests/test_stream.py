@@ -25,10 +25,11 @@ from torch import Tensor
 from ebmtraj.collect import CollectConfig, collect
 from ebmtraj.datasets import writer as writing
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
+from ebmtraj.datasets.normaliser import Normaliser
 from ebmtraj.datasets.shards import decode_rows
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.stream import RandomWindows, StreamedTransitions, WindowIndex
-from ebmtraj.datasets.windows import Normaliser, Transitions
+from ebmtraj.datasets.windows import Transitions
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.runs import Run

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
+from ebmtraj.datasets.normaliser import Normaliser
 from ebmtraj.datasets.store import Store
-from ebmtraj.datasets.windows import SPLITS, Normaliser, Transitions, trajectories
+from ebmtraj.datasets.windows import SPLITS, Transitions, trajectories
 from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.scores import limit_violation

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Normaliser, Past
+from ebmtraj.datasets.normaliser import Normaliser
+from ebmtraj.datasets.windows import Past
 from ebmtraj.errors import EbmtrajError
 
 BOUND = 6.0  # moves are clamped here, in standard deviations

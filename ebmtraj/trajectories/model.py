@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Normaliser, Past, TransitionData
+from ebmtraj.datasets.normaliser import Normaliser
+from ebmtraj.datasets.windows import Past, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.training.loop import Trainable

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.coordinates import Rotation
-from ebmtraj.datasets.windows import Batch, Past, TransitionData, check_scaling, spread_index
+from ebmtraj.datasets.normaliser import check_scaling
+from ebmtraj.datasets.windows import Batch, Past, TransitionData, spread_index
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.base import TiltedBase

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.coordinates import Rotation
-from ebmtraj.datasets.windows import Batch, Past, check_scaling
+from ebmtraj.datasets.normaliser import check_scaling
+from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import TimeFeatures
