@@ -291,8 +291,10 @@ def test_without_a_base_all_steps_go_to_one_stage(name: str, hand_store: Path, t
     base = model.tilted.base(context)
     assert base.mean.eq(0).all()
     assert base.log_std.eq(base.log_std[0]).all()  # a constant of each dimension
-    r = model.tilted.residual(z, base)
-    torch.testing.assert_close(r.square().mean(0).sqrt(), torch.ones(model.delta_size), rtol=0, atol=0.02)
+    spread = z.clamp(-model.tilted.bound, model.tilted.bound).square().mean(0).sqrt()
+    torch.testing.assert_close(base.log_std[0], spread.clamp_min(1e-3).log(), rtol=0, atol=1e-6)
+    assert spread.log().abs().max() > 1e-4  # so that this says something
+    assert [stage.share for stage in model.stages()] == [1.0]
     following = model.sample_next(batch.state, batch.action, seeded(0))
     assert following.isfinite().all()
     assert not following.equal(batch.state)
