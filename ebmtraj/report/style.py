@@ -44,8 +44,10 @@ LOOKS: dict[str, Look] = {
     "ebm": Look("energy (EBM)", _BLUE),
     "energy": Look("energy (EBM)", _BLUE),
     "dsm": Look("energy (DSM)", _BLUE),
+    "ebm-corrected": Look("energy, Langevin corrected", _BLUE, _DASHED),
     "cd": Look("energy (CD)", _PURPLE),
     "field": Look("vector field, our base", _SKY),
+    "field-corrected": Look("vector field, corrected", _SKY, _DASHED),
     "edm": Look("diffusion (EDM)", _ORANGE),
     "flow": Look("flow matching", _OLIVE, _DASHED),
     "gru": Look("GRU, mixture head", _VIOLET, _DASH_DOT),
@@ -59,7 +61,8 @@ LOOKS: dict[str, Look] = {
 }
 _SPARE = ("#a6761d", "#1b7837", "#c51b7d")
 ORDER = (
-    *("truth", "ebm", "energy", "dsm", "cd", "field", "edm", "flow", "gru", "mdn", "ensemble"),
+    *("truth", "ebm", "ebm-corrected", "energy", "dsm", "cd", "field", "field-corrected"),
+    *("edm", "flow", "gru", "mdn", "ensemble"),
     *("gaussian", "fc-delta", "fc"),
 )
 
