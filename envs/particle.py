@@ -28,8 +28,8 @@ class ParticleEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     Actions (2,) in [-1, 1] are a velocity (`control` velocity: 1 m/s at most in any direction) or a force (with drag, and
     the same speed limit). A point that would leave the box stops at the wall; one that would enter an obstacle stays where
-    it is and stands still. `obstacles` is false, true for three discs, or a list of [x, y, radius] in metres; they are not part
-    of the state. The reward is always 0; an episode has no end of its own. `info` holds `distance` (m) to the goal and
+    it is and stands still. `obstacles` is false, true for three discs, or a list of [x, y, radius] in metres; they are not
+    part of the state. The reward is always 0; an episode has no end of its own. `info` holds `distance` (m) to the goal and
     `blocked`.
     """
 

@@ -1,0 +1,229 @@
+"""Plans by the trajectory energy: sequences of states drawn from summed transition energies plus a task cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmtraj.energies.sequence import SequenceContext, SequenceEnergy, TransitionCoordinates
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.samplers.anneal import Ladder
+from ebmtraj.samplers.langevin import LangevinConfig, frozen, langevin
+from ebmtraj.trajectories.costs import Path, TaskCost
+from ebmtraj.trajectories.inverse import InverseModel
+from ebmtraj.trajectories.model import TransitionModel
+from ebmtraj.trajectories.transition import PairModel, TiltedModel
+
+BOUND = 3.0  # standard deviations of a residual beyond which a wall is added to the energy
+REACH = 6.0  # at which chains are stopped
+
+
+class TiltedCoordinates(TransitionCoordinates):
+    """A `dsm` model's energy of its base's residuals r, with a wall where they leave the data.
+
+    The base's mean and spread carry the states on, s_t+1 = s_t + mu(s_t) + sigma(s_t) r_t. In r, the density of a sequence
+    is the product of the tilts alone: the base's log sigma is the volume of the change of coordinates. Score matching leaves
+    a constant of each context open; it is set so that r = 0 has energy 0 everywhere, as it has under the base.
+    """
+
+    def __init__(self, model: TiltedModel, level: float) -> None:
+        super().__init__()
+        if model.actions or model.history:
+            raise EbmtrajError(
+                "a sequence of states needs an energy E(s, s') of two states alone; train it without --actions and history"
+            )
+        self.model, self.level, self.event = model, level, model.delta_size
+        self.moves = model.normaliser.delta_inverse.any(dim=0).float()  # what never moved in the data is left at its mean
+
+    def states(self, start: Tensor, x: Tensor) -> Tensor:
+        """The states `(B, T, S)` that residuals `(B, T, D)` lead to."""
+        x = x * self.moves
+        states, tilted = [start], self.model.tilted
+        for t in range(x.shape[1]):
+            base = tilted.base(self.model.context(states[-1], None))
+            states.append(self.model.normaliser.advance(states[-1], tilted.increment(x[:, t], base)))
+        return torch.stack(states[1:], dim=1)
+
+    def energy(self, state: Tensor, x: Tensor, level: Tensor | None) -> Tensor:
+        """Energies `(B,)` of residuals; without a noise level, at the lowest one."""
+        tilted, x = self.model.tilted, x * self.moves
+        context = self.model.context(state, None)
+        prepared = tilted.prepare(context, tilted.base(context))
+        level = x.new_full((), self.level) if level is None else level
+        energy = tilted.tilt(x, prepared, level) - tilted.tilt(torch.zeros_like(x), prepared, level)
+        return energy + _wall(x) + _outside(self.model, state)
+
+
+class PairCoordinates(TransitionCoordinates):
+    """A `cd` model's energy of normalised increments, which its own Gaussian bounds."""
+
+    def __init__(self, model: PairModel) -> None:
+        super().__init__()
+        if model.actions or model.config.space != "delta":
+            raise EbmtrajError("a sequence of states needs a cd model of increments (network.space=delta) without --actions")
+        self.model, self.event = model, model.delta_size
+
+    def states(self, start: Tensor, x: Tensor) -> Tensor:
+        """The states `(B, T, S)` that normalised increments `(B, T, D)` lead to."""
+        states = [start]
+        for t in range(x.shape[1]):
+            states.append(self.model.normaliser.advance(states[-1], x[:, t]))
+        return torch.stack(states[1:], dim=1)
+
+    def energy(self, state: Tensor, x: Tensor, level: Tensor | None) -> Tensor:
+        """Energies `(B,)` of transitions; contrastive divergence knows no noise levels."""
+        pair = torch.cat((self.model.context(state, None), x), dim=-1)
+        return self.model.energy(pair) + _wall(x) + _outside(self.model, state)
+
+
+def _wall(x: Tensor) -> Tensor:
+    """What keeps coordinates `(B, D)` where the data is, and the energy bounded, `(B,)`."""
+    return (x.abs() - BOUND).clamp_min(0).square().sum(-1)
+
+
+def _outside(model: TransitionModel, state: Tensor) -> Tensor:
+    """A wall where a state leaves the range of the data, `(B, S) -> (B,)`, in standard deviations."""
+    n = model.normaliser
+    low, high = (torch.where(n.unbounded, side, end) for side, end in ((-torch.inf, n.state_low), (torch.inf, n.state_high)))
+    excess = (low - state).clamp_min(0) + (state - high).clamp_min(0)
+    return 1e3 * (excess / n.state_scale).square().sum(-1)
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """How sequences are planned."""
+
+    horizon: int = 16  # control steps
+    plans: int = 8  # chains a start; the one of least energy plus cost is followed
+    weight: float = 10.0  # of the task cost
+    level: float = 0.2  # noise level at which dsm's energy judges plans, and the last of its ladder
+    first: float = 1.0  # the first
+    again: float = 0.4  # the first where the last plan, a step on, is gone on with
+    levels: int = 6
+    steps: int = 8  # Langevin steps at each level
+    step_size: float = 0.2
+    temperature: float = 0.3
+    clip: float = 20.0  # bound on each entry of the gradient
+    follow: int = 1  # control steps before planning anew
+
+    def __post_init__(self) -> None:
+        if min(self.horizon, self.plans, self.levels - 1, self.steps, self.follow) < 1 or self.weight < 0:
+            raise EbmtrajError(
+                f"sequence plan: horizon = {self.horizon}, plans = {self.plans}, levels = {self.levels}, steps = "
+                f"{self.steps}, follow = {self.follow}, weight = {self.weight}; levels >= 2, weight >= 0, the others >= 1"
+            )
+        if not 0 < self.level < self.again <= self.first:
+            raise EbmtrajError(
+                f"sequence plan: level = {self.level}, again = {self.again}, first = {self.first}; "
+                "it needs 0 < level < again <= first"
+            )
+
+    def sampler(self, *, cold: bool) -> LangevinConfig:
+        """The chain: annealed from `first`, or from `again` where there is a plan to go on with."""
+        top = self.first if cold else self.again
+        return LangevinConfig(
+            steps=self.steps,
+            step_size=self.step_size,
+            temperature=self.temperature,
+            clip=self.clip,
+            ladder=Ladder(levels=self.levels, sigma_max=top, sigma_min=self.level, rho=3.0, predictor="none"),
+        )
+
+
+class SequencePlan(NamedTuple):
+    """Plans from each of B starts, N each, and which one is best."""
+
+    states: Tensor  # (B, N, T+1, S)
+    energy: Tensor  # (B, N) of the transitions
+    cost: Tensor  # (B, N) of the task, unweighted
+    best: Tensor  # (B,)
+    coordinates: Tensor  # (B, N, T, D) of the transitions; what the next plan goes on with
+
+    def followed(self) -> Tensor:
+        """The best plan's states, `(B, T+1, S)`."""
+        return self.states[torch.arange(len(self.best)), self.best]
+
+
+class SequencePlanner:
+    """Plan, follow the first steps by the inverse model, plan again: `act(states (B, S)) -> actions (B, A)`.
+
+    `model` is a trained transition energy E(s, s'), `dsm` or `cd`. Raises `EbmtrajError` for other models and for a task or
+    an inverse model of other fields.
+    """
+
+    def __init__(
+        self,
+        model: TransitionModel,
+        task: TaskCost,
+        inverse: InverseModel | None = None,
+        config: SequenceConfig | None = None,
+    ) -> None:
+        self.config = config or SequenceConfig()
+        self.task, self.inverse = task, inverse
+        names = [(f.name, f.size) for f in model.state_fields]
+        for label, other in (("task", task.state_fields), ("inverse model", inverse.state_fields if inverse else None)):
+            if other is not None and [(f.name, f.size) for f in other] != names:
+                raise EbmtrajError(
+                    f"the {label} is of other state fields than the transition model; make both from one store"
+                )
+        self.transitions: TransitionCoordinates
+        if isinstance(model, TiltedModel):
+            self.transitions = TiltedCoordinates(model, self.config.level)
+        elif isinstance(model, PairModel):
+            self.transitions = PairCoordinates(model)
+        else:
+            raise EbmtrajError(f"a sequence plan needs a transition energy (dsm or cd), not model {model.name!r}")
+        self.energy = SequenceEnergy(self.transitions, weight=self.config.weight)
+        self.last: SequencePlan | None = None
+        self._age = 0
+
+    def reset(self) -> None:
+        """Forget the last plan: episodes begin."""
+        self.last, self._age = None, 0
+
+    def plan(self, start: Tensor, generator: torch.Generator, last: SequencePlan | None = None) -> SequencePlan:
+        """Plans from starts `(B, S)`: chains from a Gaussian or from the `last` plan, `follow` steps on."""
+        config, batch = self.config, len(start)
+        shape = (batch * config.plans, config.horizon, self.transitions.event)
+        x = torch.empty(shape).normal_(generator=generator)
+        if last is not None:
+            on = min(config.follow, config.horizon)
+            old = last.coordinates.flatten(0, 1)
+            x = torch.cat((old[:, on:], torch.zeros_like(old[:, :on])), dim=1)
+            x[:: config.plans] = x[torch.arange(batch) * config.plans + last.best]  # the best one is gone on with, too
+        rows = torch.arange(batch).repeat_interleave(config.plans)
+        task = self.task.rows(rows)
+        context = SequenceContext(start[rows], lambda begin, states: task.cost(Path.sequence(begin, states)))
+        sampler = config.sampler(cold=last is None)
+        x, _ = langevin(
+            self.energy, x, sampler, context=context, project=lambda x: x.clamp(-REACH, REACH), generator=generator
+        )
+        with frozen(self.energy), torch.no_grad():
+            energy, cost, states = self.energy.parts(x, context)
+        states = torch.cat((context.start[:, None], states), dim=1)
+        total = (energy + config.weight * cost).view(batch, config.plans)
+        if not total.isfinite().all():
+            raise EbmtrajError("a sequence plan did not stay finite; lower step_size or weight")
+        fold = (batch, config.plans)
+        return SequencePlan(
+            states.view(*fold, *states.shape[1:]),
+            energy.view(fold),
+            cost.view(fold),
+            total.argmin(1),
+            x.view(*fold, *x.shape[1:]),
+        )
+
+    @torch.no_grad()
+    def act(self, states: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions `(B, A)` in states `(B, S)`, planning anew every `follow` steps; call `reset` when episodes begin."""
+        if self.inverse is None:
+            raise EbmtrajError("to act on a plan of states, an inverse model is needed; train one on the same store")
+        if self.last is None or self._age >= self.config.follow:
+            last = self.last if self.last is not None and len(self.last.best) == len(states) else None
+            self.last, self._age = self.plan(states, generator, last), 0
+        ahead = self.last.followed()[:, self._age + 1]
+        self._age += 1
+        return self.inverse(states, ahead)
