@@ -14,7 +14,9 @@ class SequenceContext(NamedTuple):
     """What a sequence is planned from: the start, and what it is to cost."""
 
     start: Tensor  # (B, S)
-    cost: Callable[[Tensor, Tensor], Tensor] | None  # start (B, S), states (B, T, S) -> (B,)
+    cost: (
+        Callable[[Tensor, Tensor, Tensor | None], Tensor] | None
+    )  # start (B, S), states (B, T, S), actions (B, T, A) -> (B,)
 
 
 class TransitionCoordinates(nn.Module, abc.ABC):
@@ -26,13 +28,17 @@ class TransitionCoordinates(nn.Module, abc.ABC):
     def states(self, start: Tensor, x: Tensor) -> Tensor:
         """The states `(B, T, S)` that coordinates `(B, T, D)` lead to from a start `(B, S)`."""
 
+    def actions(self, x: Tensor) -> Tensor | None:
+        """The actions `(B, T, A)` that are part of the coordinates, for an energy E(s, a, s')."""
+        return None
+
     @abc.abstractmethod
     def energy(self, state: Tensor, x: Tensor, level: Tensor | None) -> Tensor:
         """Energies of transitions from states, `(B, S), (B, D) -> (B,)`, growing without bound off the data."""
 
 
 class SequenceEnergy(nn.Module):
-    """E(s_1 ... s_T | s_0) = sum over t of E(s_t, s_t+1) + weight * cost(s_0 ... s_T).
+    """E(s_1 ... s_T | s_0) = sum over t of E(s_t, s_t+1) + weight * cost(s_0 ... s_T), or of E(s_t, a_t, s_t+1).
 
     The trajectory energy of Du, Lin & Mordatch 2019 and of paper 000, section 5, plus a task cost. A sequence is given by
     coordinates x `(B, T, D)` of its transitions, from which all states follow: one step of a chain moves all states at once,
@@ -54,5 +60,6 @@ class SequenceEnergy(nn.Module):
         states = self.transitions.states(context.start, x)
         before = torch.cat((context.start[:, None], states[:, :-1]), dim=1)
         energy = self.transitions.energy(before.flatten(0, 1), x.flatten(0, 1), level).view(x.shape[:2]).sum(1)
-        cost = energy.new_zeros(len(x)) if context.cost is None else context.cost(context.start, states)
-        return energy, cost, states
+        if context.cost is None:
+            return energy, torch.zeros_like(energy), states
+        return energy, context.cost(context.start, states, self.transitions.actions(x)), states

@@ -11,6 +11,7 @@ from torch import Tensor
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.trajectories.baselines.feed_forward import FeedForwardModel
 from ebmtraj.trajectories.costs import Path, TaskCost
+from ebmtraj.trajectories.sequence_plan import bounds_of
 
 Method = Literal["gradient", "shooting"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -47,10 +48,7 @@ class ModelPlanner:
         if not isinstance(model, FeedForwardModel) or not model.actions:
             raise EbmtrajError("a plan through a model needs an fc model with actions; train it with --model fc --actions")
         self.model, self.task, self.config = model, task, config or ModelPlanConfig()
-        limits = [field.limits() for field in model.action_fields]
-        low, high = (torch.tensor([value for limit in limits for value in limit[side]]) for side in (0, 1))
-        if not (low.isfinite().all() and high.isfinite().all()):
-            raise EbmtrajError("a plan through a model needs actions with bounds")
+        low, high = bounds_of(model.action_fields, torch.zeros(()))
         self.middle, self.half = (low + high) / 2, (high - low) / 2
         self.last: Tensor | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ebmtraj.energies.sequence import SequenceContext, SequenceEnergy, TransitionCoordinates
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, frozen, langevin
 from ebmtraj.trajectories.costs import Path, TaskCost
@@ -31,29 +33,36 @@ class TiltedCoordinates(TransitionCoordinates):
 
     def __init__(self, model: TiltedModel, level: float) -> None:
         super().__init__()
-        if model.actions or model.history:
-            raise EbmtrajError(
-                "a sequence of states needs an energy E(s, s') of two states alone; train it without --actions and history"
-            )
-        self.model, self.level, self.event = model, level, model.delta_size
-        self.moves = model.normaliser.delta_inverse.any(dim=0).float()  # what never moved in the data is left at its mean
+        if model.history:
+            raise EbmtrajError("a sequence plan needs an energy of one transition; train it with --set network.history=0")
+        self.model, self.level, self.residuals = model, level, model.delta_size
+        self.event = model.delta_size + model.action_size
+        # what never moved in the data is left at its mean
+        self.moves = model.normaliser.delta_inverse.any(dim=0).to(model.normaliser.delta_inverse)
 
     def states(self, start: Tensor, x: Tensor) -> Tensor:
-        """The states `(B, T, S)` that residuals `(B, T, D)` lead to."""
-        x = x * self.moves
-        states, tilted = [start], self.model.tilted
+        """The states `(B, T, S)` that residuals (and actions) `(B, T, D + A)` lead to."""
+        states, tilted, actions = [start], self.model.tilted, self.actions(x)
         for t in range(x.shape[1]):
-            base = tilted.base(self.model.context(states[-1], None))
-            states.append(self.model.normaliser.advance(states[-1], tilted.increment(x[:, t], base)))
+            base = tilted.base(self.model.context(states[-1], None if actions is None else actions[:, t]))
+            r = x[:, t, : self.residuals] * self.moves
+            states.append(self.model.normaliser.advance(states[-1], tilted.increment(r, base)))
         return torch.stack(states[1:], dim=1)
 
+    def actions(self, x: Tensor) -> Tensor | None:
+        """The actions `(..., A)` that stand behind the residuals, where the model is given any."""
+        if not self.model.actions:
+            return None
+        low, high = bounds_of(self.model.action_fields, x)
+        return 0.5 * (low + high) + 0.5 * (high - low) * torch.tanh(x[..., self.residuals :])
+
     def energy(self, state: Tensor, x: Tensor, level: Tensor | None) -> Tensor:
-        """Energies `(B,)` of residuals; without a noise level, at the lowest one."""
-        tilted, x = self.model.tilted, x * self.moves
-        context = self.model.context(state, None)
+        """Energies `(B,)` of residuals, any action as good as another; without a noise level, at the lowest one."""
+        tilted, r = self.model.tilted, x[..., : self.residuals] * self.moves
+        context = self.model.context(state, self.actions(x))
         prepared = tilted.prepare(context, tilted.base(context))
         level = x.new_full((), self.level) if level is None else level
-        energy = tilted.tilt(x, prepared, level) - tilted.tilt(torch.zeros_like(x), prepared, level)
+        energy = tilted.tilt(r, prepared, level) - tilted.tilt(torch.zeros_like(r), prepared, level)
         return energy + _wall(x) + _outside(self.model, state)
 
 
@@ -77,6 +86,15 @@ class PairCoordinates(TransitionCoordinates):
         """Energies `(B,)` of transitions; contrastive divergence knows no noise levels."""
         pair = torch.cat((self.model.context(state, None), x), dim=-1)
         return self.model.energy(pair) + _wall(x) + _outside(self.model, state)
+
+
+def bounds_of(fields: Sequence[Field], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper limits of actions, both `(A,)`; raises `EbmtrajError` where there is none."""
+    limits = [field.limits() for field in fields]
+    low, high = (torch.tensor([v for limit in limits for v in limit[side]]).to(like) for side in (0, 1))
+    if not (low.isfinite().all() and high.isfinite().all()):
+        raise EbmtrajError("plans of actions need actions with bounds; say low and high of the action fields")
+    return low, high
 
 
 def _wall(x: Tensor) -> Tensor:
@@ -103,10 +121,10 @@ class SequenceConfig:
     first: float = 1.0  # the first
     again: float = 0.4  # the first where the last plan, a step on, is gone on with
     levels: int = 6
-    steps: int = 8  # Langevin steps at each level
-    step_size: float = 0.2
+    steps: int = 4  # Langevin steps at each level
+    step_size: float = 1.0
     temperature: float = 0.3
-    clip: float = 20.0  # bound on each entry of the gradient
+    clip: float = 5.0  # bound on each entry of the gradient
     follow: int = 1  # control steps before planning anew
 
     def __post_init__(self) -> None:
@@ -140,6 +158,7 @@ class SequencePlan(NamedTuple):
     energy: Tensor  # (B, N) of the transitions
     cost: Tensor  # (B, N) of the task, unweighted
     best: Tensor  # (B,)
+    actions: Tensor | None  # (B, N, T, A), of an energy that is given them
     coordinates: Tensor  # (B, N, T, D) of the transitions; what the next plan goes on with
 
     def followed(self) -> Tensor:
@@ -148,9 +167,10 @@ class SequencePlan(NamedTuple):
 
 
 class SequencePlanner:
-    """Plan, follow the first steps by the inverse model, plan again: `act(states (B, S)) -> actions (B, A)`.
+    """Plan, follow the first steps, plan again: `act(states (B, S)) -> actions (B, A)`.
 
-    `model` is a trained transition energy E(s, s'), `dsm` or `cd`. Raises `EbmtrajError` for other models and for a task or
+    `model` is a trained transition energy: E(s, s'), `dsm` or `cd`, whose plans the `inverse` model follows, or a `dsm` one
+    E(s, a, s'), whose plans hold actions. Raises `EbmtrajError` for other models and for a task or
     an inverse model of other fields.
     """
 
@@ -196,13 +216,14 @@ class SequencePlanner:
             x[:: config.plans] = x[torch.arange(batch) * config.plans + last.best]  # the best one is gone on with, too
         rows = torch.arange(batch).repeat_interleave(config.plans)
         task = self.task.rows(rows)
-        context = SequenceContext(start[rows], lambda begin, states: task.cost(Path.sequence(begin, states)))
+        context = SequenceContext(start[rows], lambda *path: task.cost(Path.sequence(*path)))
         sampler = config.sampler(cold=last is None)
         x, _ = langevin(
             self.energy, x, sampler, context=context, project=lambda x: x.clamp(-REACH, REACH), generator=generator
         )
         with frozen(self.energy), torch.no_grad():
             energy, cost, states = self.energy.parts(x, context)
+            actions = self.transitions.actions(x)
         states = torch.cat((context.start[:, None], states), dim=1)
         total = (energy + config.weight * cost).view(batch, config.plans)
         if not total.isfinite().all():
@@ -213,17 +234,20 @@ class SequencePlanner:
             energy.view(fold),
             cost.view(fold),
             total.argmin(1),
+            None if actions is None else actions.view(*fold, *actions.shape[1:]),
             x.view(*fold, *x.shape[1:]),
         )
 
     @torch.no_grad()
     def act(self, states: Tensor, generator: torch.Generator) -> Tensor:
         """Actions `(B, A)` in states `(B, S)`, planning anew every `follow` steps; call `reset` when episodes begin."""
-        if self.inverse is None:
+        if self.inverse is None and self.transitions.actions(states.new_zeros(1, 1, self.transitions.event)) is None:
             raise EbmtrajError("to act on a plan of states, an inverse model is needed; train one on the same store")
         if self.last is None or self._age >= self.config.follow:
             last = self.last if self.last is not None and len(self.last.best) == len(states) else None
             self.last, self._age = self.plan(states, generator, last), 0
-        ahead = self.last.followed()[:, self._age + 1]
         self._age += 1
-        return self.inverse(states, ahead)
+        if self.inverse is not None:
+            return self.inverse(states, self.last.followed()[:, self._age])
+        assert self.last.actions is not None
+        return self.last.actions[torch.arange(len(states)), self.last.best, self._age - 1]
