@@ -25,7 +25,7 @@ from ebmtraj.trajectories.model_plan import METHODS, ModelPlanConfig, ModelPlann
 from ebmtraj.trajectories.registry import load_model
 from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
 
-FAST = SequenceConfig(horizon=10, plans=4, levels=4, steps=4)
+FAST = SequenceConfig(horizon=10)
 
 
 class RandomWalk(TransitionCoordinates):
@@ -97,9 +97,7 @@ def test_plans_keep_the_start_reach_the_goal_differ_and_stay_in_the_data(made: M
     assert plan.states[:, :, 5, :2].std(1).max() > 0.003  # not one plan four times
     moves = plan.states[..., :2].diff(dim=2).norm(dim=-1)
     assert moves.max() < 0.08  # the particle can do 0.05, and the data's box of actions no more than 0.07
-    assert (
-        (plan.energy.gather(1, plan.best[:, None]) + FAST.weight * plan.cost.gather(1, plan.best[:, None])).isfinite().all()
-    )
+    assert (plan.actions is not None) is (name == "dsm-actions")
     total = plan.energy + FAST.weight * plan.cost
     assert torch.equal(plan.best, total.argmin(1))
 
@@ -120,7 +118,7 @@ def test_an_obstacle_in_the_cost_bends_plans(made: Made) -> None:
     blocked = parse_task("reach + obstacle centre=0.4,0.53 radius=0.1 margin=0.03 weight=30", fields)
     generator = torch.Generator().manual_seed(0)
     start = START[:1].repeat(4, 1)
-    config = replace(FAST, horizon=14, plans=8)
+    config = replace(FAST, horizon=14)
     for task, inside in ((parse_task("reach", fields), True), (blocked, False)):
         way = SequencePlanner(models["dsm"], task, inverse, config).plan(start, generator).followed()[..., :2]
         assert bool((way - torch.tensor([0.4, 0.53])).norm(dim=-1).min() < 0.09) is inside

@@ -115,15 +115,15 @@ class SequenceConfig:
     """How sequences are planned."""
 
     horizon: int = 16  # control steps
-    plans: int = 8  # chains a start; the one of least energy plus cost is followed
-    weight: float = 10.0  # of the task cost
-    level: float = 0.2  # noise level at which dsm's energy judges plans, and the last of its ladder
+    plans: int = 4  # chains a start; the one of least energy plus cost is followed
+    weight: float = 30.0  # of the task cost; far above 1,000, plans leave the data
+    level: float = 0.4  # noise level at which dsm's energy judges plans, and the last of its ladder
     first: float = 1.0  # the first
-    again: float = 0.4  # the first where the last plan, a step on, is gone on with
-    levels: int = 6
-    steps: int = 4  # Langevin steps at each level
-    step_size: float = 1.0
-    temperature: float = 0.3
+    again: float = 0.8  # the first where the last plan, some steps on, is gone on with
+    levels: int = 4
+    steps: int = 6  # Langevin steps at each level
+    step_size: float = 0.3  # times the level's square
+    temperature: float = 0.02  # 1 samples the data's own sequences, tilted by the cost; near 0, the best ones
     clip: float = 5.0  # bound on each entry of the gradient
     follow: int = 1  # control steps before planning anew
 
