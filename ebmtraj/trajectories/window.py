@@ -161,9 +161,12 @@ class WindowModel(Trainable):
 
     def context(self, state: Tensor, past: Past) -> Tensor:
         """What the networks see of the present, `(B, S) -> (B, C)`; `past` holds `controls` states and actions."""
-        before = moves(self.normaliser, state, past, controls=True)
-        move = self.normaliser.increments.size
-        return torch.cat((self.normaliser.context(state), before[:, -1, :move], before[:, :, move:].flatten(1)), dim=-1)
+        assert past.action is not None
+        move = moves(self.normaliser, state, past.recent(1))[:, 0, :-1]
+        known = past.valid.unsqueeze(-1)
+        controls = (past.action - self.normaliser.action_mean) / self.normaliser.action_scale
+        seen = torch.cat((torch.where(known, controls, 0.0), known.to(controls.dtype)), dim=-1)
+        return torch.cat((self.normaliser.context(state), move, seen.flatten(1)), dim=-1)
 
     def normalised(self, actions: Tensor) -> Tensor:
         """Actions `(B, W, A)` as the networks see them, `(B, W * A)`."""
