@@ -23,7 +23,7 @@ def collect_command(
     episodes: Annotated[int | None, typer.Option(help="Episodes to collect. [default: 1000]")] = None,
     steps: Annotated[int | None, typer.Option(help="Control steps an episode at most. [default: 100]")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Who acts: random, trained (turns the cube), or your own module:function.")
+        str | None, typer.Option(help="Who acts: random, trained (turns the cube), to-goal, or your own module:function.")
     ] = None,
     policy_mode: Annotated[str | None, typer.Option(help="Of the random policy: smooth or uniform.")] = None,
     action_rule: Annotated[

@@ -285,10 +285,11 @@ class GymBatch:
 
     `state` says what its states are: "physics", the positions and velocities of a MuJoCo robot's joints, typed as
     `JointStates` has them; "observation", the environment's own observations, flattened, as one plain field; "auto",
-    physics where the environment is a MuJoCo robot. Observations often leave out what the physics depends on, such as how
-    far the robot has come, and then no simulation can start from them. Time limits are switched off, so that episodes of
-    any length work. Raises `EbmtrajError` for other spaces, for keyword arguments that the environment does not take, and
-    for physics where there is no MuJoCo model.
+    physics where the environment is a MuJoCo robot. An environment that has `state_fields` itself says what its observations
+    mean; they are its physics, and its `set_state(state)` starts from them. Observations often leave out what the physics
+    depends on, such as how far the robot has come, and then no simulation can start from them. Time limits are switched off,
+    so that episodes of any length work. Raises `EbmtrajError` for other spaces, for keyword arguments that the environment
+    does not take, and for physics where there is no MuJoCo model.
     """
 
     def __init__(self, env_id: str, state: StateChoice = "auto", **kwargs: Any) -> None:
@@ -313,12 +314,14 @@ class GymBatch:
         self._action_space = action
         model = getattr(env.unwrapped, "model", None)
         simulates = isinstance(model, mujoco.MjModel) and isinstance(getattr(env.unwrapped, "data", None), mujoco.MjData)
-        if state == "physics" and not simulates:
+        own = getattr(env.unwrapped, "state_fields", None) if state != "observation" else None
+        if state == "physics" and not simulates and own is None:
             self.close()
             raise EbmtrajError(f"{env_id} is no MuJoCo robot: it has no physical state to store; use --state observation")
         seen = _box_field("observation", observation)
-        self._joints = JointStates(model) if simulates and state != "observation" else None
-        self.state_fields: tuple[Field, ...] = self._joints.fields if self._joints else (seen,)
+        self._joints = JointStates(model) if simulates and state != "observation" and own is None else None
+        self._typed = own is not None
+        self.state_fields: tuple[Field, ...] = tuple(own) if own else self._joints.fields if self._joints else (seen,)
         self.action_fields: tuple[Field, ...] = (_box_field("action", action),)
         fps = env.metadata.get("render_fps")
         # Not every environment says how long a step lasts; then time is counted in steps.
@@ -340,6 +343,8 @@ class GymBatch:
     def _guarded(self, what: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
         try:
             return call(*given, **named)
+        except EbmtrajError:
+            raise
         except Exception as error:
             raise EbmtrajError(f"{self.env_id} failed in {what}: {type(error).__name__}: {error}") from error
 
@@ -391,6 +396,8 @@ class GymBatch:
 
         Raises `EbmtrajError` on a wrong shape, NaN or a zero quaternion, and where states are observations.
         """
+        if self._typed:
+            return self._set_typed(states)
         joints = self._physics("set_state")
         values = joints.checked(states)
         self._resize(len(values))
@@ -399,6 +406,16 @@ class GymBatch:
             mujoco.mj_resetData(self._envs[i].unwrapped.model, data)  # type: ignore[attr-defined]
             data.qpos[:], data.qvel[:], data.act[:] = joints.split(state)
             self._settle(i)
+
+    def _set_typed(self, states: ArrayLike) -> None:
+        values = np.asarray(states, dtype=np.float64)
+        size = total_size(self.state_fields)
+        if values.ndim != 2 or values.shape[1] != size:
+            raise EbmtrajError(f"{self.env_id}: a state to start from is of shape (batch, {size})")
+        self._resize(len(values))
+        for i, row in enumerate(values):
+            self._guarded("reset", self._envs[i].reset, seed=0)
+            self._note(i, self._guarded("set_state", self._envs[i].unwrapped.set_state, row))  # type: ignore[attr-defined]
 
     @property
     def physics_state(self) -> NDArray[np.float64]:
@@ -468,7 +485,7 @@ class GymBatch:
         model = getattr(self._envs[0].unwrapped, "model", None)
         if isinstance(model, mujoco.MjModel):
             values |= {"mujoco_version": mujoco.__version__, "model_hash": hand_cube.model_hash(model)}
-        if self._joints:
+        if self._joints or self._typed:
             values["state"] = "physics"  # observations say nothing, as before there was a choice
         return values
 

@@ -107,6 +107,35 @@ class RandomPolicy:
         return {"name": "random", "mode": self.mode, **smooth}
 
 
+class GoalPolicy(RandomPolicy):
+    """Straight to a goal, with a share of smooth random actions: for `ebmtraj/Particle-v0` and what is shown alike.
+
+    Of an observation, the first A numbers are a position and the last A a goal; the action is `gain` times the way between,
+    clipped, mixed with `noise` parts of `RandomPolicy`'s. Raises `EbmtrajError` where noise is not between 0 and 1.
+    """
+
+    def __init__(
+        self, action_low: ArrayLike, action_high: ArrayLike, gain: float = 5.0, noise: float = 0.3, **smooth: Any
+    ) -> None:
+        super().__init__(action_low, action_high, **smooth)
+        if not 0.0 <= noise <= 1.0 or not gain > 0.0:
+            raise EbmtrajError(f"policy to-goal: gain = {gain}, noise = {noise}; it needs gain > 0 and noise from 0 to 1")
+        self.gain, self.noise = float(gain), float(noise)
+
+    def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Actions (B, A) for observations (B, O)."""
+        random = super().__call__(states)
+        size = len(self._low)
+        if states.shape[1] < 2 * size:
+            raise EbmtrajError(f"policy to-goal needs observations of a position and a goal, {size} numbers each")
+        ahead = np.clip(self.gain * (states[:, -size:] - states[:, :size]), self._low, self._high)
+        return np.clip((1.0 - self.noise) * ahead + self.noise * random, self._low, self._high).astype(np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that make this policy again."""
+        return {**super().describe(), "name": "to-goal", "gain": self.gain, "noise": self.noise}
+
+
 class CallablePolicy:
     """A user's own `module:name`: any callable that takes states (B, S) and returns actions (B, A) within the bounds.
 
@@ -247,7 +276,7 @@ class ActionRule:
         return {**self.policy.describe(), "action_rule": self.rule}
 
 
-POLICIES: dict[str, Callable[..., Policy]] = {"random": RandomPolicy, "trained": TrainedPolicy}
+POLICIES: dict[str, Callable[..., Policy]] = {"random": RandomPolicy, "trained": TrainedPolicy, "to-goal": GoalPolicy}
 
 
 def make_policy(name: str, action_fields: Sequence[Field], action_rule: str = "none", **kwargs: Any) -> Policy:

@@ -11,13 +11,15 @@ from ebmtraj.envs.batch import STATE_CHOICES, BatchEnv, GymBatch, HandCubeBatch,
 from ebmtraj.errors import EbmtrajError
 
 HAND_CUBE_ID = "ebmtraj/HandCube-v0"
+PARTICLE_ID = "ebmtraj/Particle-v0"
 FAST_PATHS = {"hand-cube": HandCubeBatch, HAND_CUBE_ID: HandCubeBatch}
 
 
 def register() -> None:
-    """Make `ebmtraj/HandCube-v0` known to Gymnasium; done at import, and harmless when repeated."""
-    if HAND_CUBE_ID not in gymnasium.registry:
-        gymnasium.register(id=HAND_CUBE_ID, entry_point="ebmtraj.envs.hand_cube:HandCubeEnv")
+    """Make this package's environments known to Gymnasium; done at import, and harmless when repeated."""
+    for name, entry in ((HAND_CUBE_ID, "hand_cube:HandCubeEnv"), (PARTICLE_ID, "particle:ParticleEnv")):
+        if name not in gymnasium.registry:
+            gymnasium.register(id=name, entry_point=f"ebmtraj.envs.{entry}")
 
 
 def make_batch(env: str, threads: int = 1, state: StateChoice = "auto", **kwargs: Any) -> BatchEnv:

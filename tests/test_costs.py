@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ebmtraj.datasets.coordinates import Increments, quaternion_exp, quaternion_multiply
-from ebmtraj.envs.hand_cube import STATE_FIELDS as HAND
+from ebmtraj.envs.hand_cube import state_fields
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, total_size
 from ebmtraj.trajectories.costs import TERMS, Path, parse_task
 
+HAND = state_fields()
 REACHER = (
     Field("joint_angles", 2, "angle", "rad", low=(-math.inf, -3.0), high=(math.inf, 3.0), entries=("joint0", "joint1")),
     Field("joint_positions", 2, "position", "m", low=(-0.27, -0.27), high=(0.27, 0.27), entries=("target_x", "target_y")),
@@ -56,9 +57,11 @@ def test_contract_of_every_term(name: str) -> None:
     states = path.states.double().requires_grad_(True)
     wide = Path(path.start.double(), states, path.times.double(), None if path.actions is None else path.actions.double())
     cost = task.cost(wide)
-    assert cost.shape == (3,) and cost.dtype == torch.float64
+    assert cost.shape == (3,)
+    assert cost.dtype == torch.float64
     (gradient,) = torch.autograd.grad(cost.sum(), states)
-    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
     direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         step = 1e-6 * direction
@@ -68,9 +71,8 @@ def test_contract_of_every_term(name: str) -> None:
     torch.testing.assert_close(slope, (gradient * direction).sum(), rtol=1e-5, atol=1e-7)
     (term,) = task.parts
     torch.testing.assert_close(cost, 2.5 * term(wide))  # the weight
-    alone = task.rows(torch.tensor([2])).cost(
-        Path(*(None if x is None else x[2:] for x in wide[:2]), wide.times, wide.actions[2:])
-    )
+    last = Path(wide.start[2:], states[2:], wide.times, None if wide.actions is None else wide.actions[2:])
+    alone = task.rows(torch.tensor([2])).cost(last)
     torch.testing.assert_close(alone, cost[2:])  # rows do not see each other
     at_start = Path(path.start, path.start[:, None].repeat(1, 5, 1).requires_grad_(True), HORIZONS, None)  # standing still
     (gradient,) = torch.autograd.grad(task.cost(at_start).sum(), at_start.states, allow_unused=True)
@@ -82,10 +84,8 @@ def test_contract_of_every_term(name: str) -> None:
 def turned(path: Path, *turns: tuple[float, float, float]) -> Path:
     """The path with the cube turned by these world rotation vectors from the start on, one a time."""
     states = path.start[:, None].repeat(1, len(turns), 1)
-    q = path.start[:, None, 27:].expand(-1, len(turns), -1)
-    states[..., 27:] = quaternion_multiply(
-        quaternion_exp(torch.tensor(turns)).expand_as(q[..., :3].repeat(1, 1, 1).new_zeros(q.shape)), q
-    )
+    turning = quaternion_exp(torch.tensor(turns)).expand(len(states), -1, -1)
+    states[..., 27:] = quaternion_multiply(turning, states[..., 27:])
     return path._replace(states=states)
 
 
@@ -221,7 +221,8 @@ def test_reach_knows_the_reachers_fingertip_and_target() -> None:
 def test_bad_tasks_are_one_line(text: str, fields: tuple[Field, ...], message: str) -> None:
     with pytest.raises(EbmtrajError) as error:
         parse_task(text, fields)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_goals_for_each_row_are_checked_and_needed() -> None:

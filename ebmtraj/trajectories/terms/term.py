@@ -128,8 +128,8 @@ class Term(abc.ABC):
                 hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(found)}"
                 self.refuse(f"the state has no joint {name!r}; {hint}")
         chosen = list(names) or list(found)
-        places, low, high = zip(*(found[name] for name in chosen), strict=True)
-        return Joints(tuple(chosen), places, low, high)
+        places, lows, highs = zip(*(found[name] for name in chosen), strict=True)
+        return Joints(tuple(chosen), places, lows, highs)
 
     def find_entry(self, entry: str) -> int:
         """Where the state holds this entry of the term's position field; raises `EbmtrajError` where it does not."""

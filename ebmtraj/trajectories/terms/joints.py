@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ebmtraj.trajectories.costs.term import Joints, Path, Term, rows_of
+from ebmtraj.trajectories.terms.term import Joints, Path, Term, rows_of
 
 FINGERS = {"index": "FF", "first": "FF", "middle": "MF", "ring": "RF", "little": "LF", "thumb": "TH", "wrist": "WR"}
 

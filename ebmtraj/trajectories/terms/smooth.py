@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.coordinates import Increments
-from ebmtraj.trajectories.costs.term import Path, Term
+from ebmtraj.trajectories.terms.term import Path, Term
 
 
 @dataclass(frozen=True, eq=False)

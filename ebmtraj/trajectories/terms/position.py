@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.trajectories.costs.term import Path, Term, rows_of
+from ebmtraj.trajectories.terms.term import Path, Term, rows_of
 
 REACHER = ("joint0", "joint1")  # the joints of Gymnasium's Reacher, whose links are 0.1 m and 0.11 m long
 REACHER_LINKS = (0.1, 0.11)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.coordinates import quaternion_conjugate, quaternion_log, quaternion_multiply
-from ebmtraj.trajectories.costs.term import Path, Term, rows_of, turning_weights
+from ebmtraj.trajectories.terms.term import Path, Term, rows_of, turning_weights
 
 AXES = {
     sign + name: tuple(direction * float(i == k) for i in range(3))
@@ -52,8 +52,8 @@ class Rotate(Term):
 class Reorient(Term):
     """Turn a body to an orientation: sum over t of (t / 32) |turning until t - remaining rotation at the start|^2, rad^2.
 
-    `goal` is a unit quaternion w,x,y,z or a tensor `(B, 4)`; without one it is to be given before use. The remaining rotation
-    is clipped to 1.2 rad, so that a far goal asks for no more turning than a plan can do.
+    `goal` is a unit quaternion w,x,y,z or a tensor `(B, 4)`; without one it is to be given before use. The remaining
+    rotation is clipped to 1.2 rad, so that a far goal asks for no more turning than a plan can do.
     """
 
     name: ClassVar[str] = "reorient"

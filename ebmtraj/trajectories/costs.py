@@ -19,15 +19,18 @@ from torch import Tensor
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
-from ebmtraj.trajectories.costs.joints import JointPose, KeepRange, KeepStraight
-from ebmtraj.trajectories.costs.position import KeepHeight, Obstacle, Reach
-from ebmtraj.trajectories.costs.rotation import Reorient, Rotate
-from ebmtraj.trajectories.costs.smooth import Smooth
-from ebmtraj.trajectories.costs.term import Path, Term, check_state
+from ebmtraj.trajectories.terms.joints import JointPose, KeepRange, KeepStraight
+from ebmtraj.trajectories.terms.position import KeepHeight, Obstacle, Reach
+from ebmtraj.trajectories.terms.rotation import Reorient, Rotate
+from ebmtraj.trajectories.terms.smooth import Smooth
+from ebmtraj.trajectories.terms.term import Path, Term, check_state
 
 TERMS: dict[str, type[Term]] = {
     term.name: term for term in (Rotate, Reorient, JointPose, KeepHeight, KeepRange, KeepStraight, Smooth, Obstacle, Reach)
 }
+
+
+__all__ = ["TERMS", "Path", "TaskCost", "Term", "parse_task"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""The named terms that task costs are sums of."""
