@@ -46,7 +46,7 @@ def plan_command(
     from ebmtraj.envs.registry import make_batch
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.runs import machine, versions, write_json
-    from ebmtraj.trajectories.costs.task import parse_task
+    from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
     from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
     from ebmtraj.trajectories.plan import PlannerConfig

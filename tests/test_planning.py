@@ -25,11 +25,11 @@ from ebmtraj.nets.ensemble import EnsembleMLP
 from ebmtraj.runs import Run
 from ebmtraj.training.checkpoint import load_tensors
 from ebmtraj.training.loop import TrainingConfig, train
-from ebmtraj.trajectories.costs.task import TaskCost, parse_task
-from ebmtraj.trajectories.costs.term import Path as Future
+from ebmtraj.trajectories.costs import TaskCost, parse_task
 from ebmtraj.trajectories.execute import Execution
 from ebmtraj.trajectories.measure import rotation_task, turned
 from ebmtraj.trajectories.plan import PlannerConfig, plan
+from ebmtraj.trajectories.terms.term import Path as Future
 from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
 
 POSITION = (Field("place", 2, "position", "m", entries=("x", "y")),)
@@ -158,7 +158,7 @@ def test_guidance_is_exact_for_a_gaussian_base_and_a_linear_cost() -> None:
 
 
 def own_term(function: Any) -> Any:
-    from ebmtraj.trajectories.costs.task import OwnTerm
+    from ebmtraj.trajectories.costs import OwnTerm
 
     return OwnTerm(POSITION, function=function, target="line")
 

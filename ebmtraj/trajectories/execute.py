@@ -13,7 +13,7 @@ from torch import Tensor
 from ebmtraj.datasets.windows import Past
 from ebmtraj.envs.batch import BatchEnv
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.trajectories.costs.task import TaskCost
+from ebmtraj.trajectories.costs import TaskCost
 from ebmtraj.trajectories.plan import PlannerConfig, plan
 from ebmtraj.trajectories.window import WindowModel
 

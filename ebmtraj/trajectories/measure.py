@@ -15,9 +15,9 @@ from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import trajectories
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, slices
-from ebmtraj.trajectories.costs.rotation import Reorient, Rotate
-from ebmtraj.trajectories.costs.task import TaskCost
+from ebmtraj.trajectories.costs import TaskCost
 from ebmtraj.trajectories.execute import ExecuteConfig, Execution
+from ebmtraj.trajectories.terms.rotation import Reorient, Rotate
 
 AXES = {sign + name: (i, value) for i, name in enumerate("xyz") for sign, value in (("+", 1.0), ("-", -1.0))}
 NEAREST, FURTHEST = 0.5, 1.5  # rad between a start and its goal

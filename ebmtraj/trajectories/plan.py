@@ -12,8 +12,8 @@ from ebmtraj.datasets.windows import Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import frozen
-from ebmtraj.trajectories.costs.task import TaskCost
-from ebmtraj.trajectories.costs.term import Path
+from ebmtraj.trajectories.costs import TaskCost
+from ebmtraj.trajectories.terms.term import Path
 from ebmtraj.trajectories.window import Situation, WindowModel
 
 

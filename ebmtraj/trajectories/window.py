@@ -20,9 +20,9 @@ from ebmtraj.nets.ensemble import EnsembleMLP
 from ebmtraj.training.loop import Stage, Trainable
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching, gaussian_nll
 from ebmtraj.trajectories.baselines.field import FieldTransition
-from ebmtraj.trajectories.costs.term import Path
 from ebmtraj.trajectories.history import moves
 from ebmtraj.trajectories.model import check_network
+from ebmtraj.trajectories.terms.term import Path
 
 PRIORS: dict[str, type[TiltedBase]] = {
     "energy": TiltedTransition,  # a noise-conditional energy of the base's residual
