@@ -22,12 +22,13 @@ from ebmtraj.device import use_threads
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.ensemble import EnsembleMLP
+from ebmtraj.policy import evaluate
 from ebmtraj.runs import Run
 from ebmtraj.training.checkpoint import load_tensors
 from ebmtraj.training.loop import TrainingConfig, train
 from ebmtraj.trajectories.costs import TaskCost, parse_task
-from ebmtraj.trajectories.execute import Execution
-from ebmtraj.trajectories.measure import rotation_task, turned
+from ebmtraj.trajectories.execute import Execution, fresh_start
+from ebmtraj.trajectories.measure import error, held_out_goals, rotation_task, turned
 from ebmtraj.trajectories.plan import PlannerConfig, plan
 from ebmtraj.trajectories.terms.term import Path as Future
 from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
@@ -231,9 +232,25 @@ def test_turning_is_counted_until_the_drop() -> None:
         q.append(-quaternion_multiply(turn.expand(3, 4), q[-1]))  # the sign of a quaternion says nothing
     over = torch.zeros(3, 11, dtype=torch.bool)
     over[0, 7:] = True
-    done = Execution(torch.stack(q, 1), torch.zeros(3, 10, 1), over, torch.zeros(10), 0.0)
+    done = Execution(torch.stack(q, 1), torch.zeros(3, 10, 1), over, [0.0] * 10, 0.0)
     torch.testing.assert_close(turned(done, axis, slice(0, 4)), torch.tensor([3.0, -5.0, 0.0]).double(), atol=1e-5, rtol=0)
     assert done.dropped.tolist() == [True, False, False]
+
+
+def test_starts_are_those_that_policies_are_measured_on() -> None:
+    assert fresh_start(3, 5).random() == evaluate._generator(3, 5, 0).random()
+    assert fresh_start(3, 5).random() != fresh_start(3, 6).random()
+
+
+def test_goals_are_where_held_out_episodes_came_to(hand_store: Path) -> None:
+    store = Store.open(hand_store)
+    with pytest.raises(EbmtrajError, match="not 50; give a store whose policy turns it"):
+        held_out_goals(store, 50, 0, steps=20)
+    goals = held_out_goals(store, 1, 0, split="train", steps=20)
+    states = store.read_states(store.split("train")).reshape(-1, 21, 31)
+    row = next(i for i, s in enumerate(states) if (s[0] == goals.start[0].numpy()).all())
+    assert (states[row, :, 27:] == goals.quaternion[0].numpy()).all(1).any()
+    assert 0.5 < float(error(goals.start, goals.quaternion, store.state_fields)) < 1.5
 
 
 def test_axes_of_a_task() -> None:

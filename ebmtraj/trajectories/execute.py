@@ -44,7 +44,7 @@ class Execution:
     states: Tensor
     actions: Tensor
     over: Tensor
-    cost: Tensor  # (T,) mean expected cost of the plans in use
+    costs: list[float]  # T of them: the mean expected cost of the plans in use
     plan_seconds: float
 
     @property
@@ -80,12 +80,15 @@ def execute(
     state = torch.from_numpy(env.states).to(device)
     past = Past.unknown(state, model.config.controls, model.action_size)
     over = torch.zeros(config.episodes, dtype=torch.bool, device=device)
-    states, taken, ended, costs = [state], [], [over], []
+    states, ended = [state], [over]
+    taken: list[Tensor] = []
+    costs: list[float] = []
     spent, left = 0.0, 0
     for t in range(config.steps):
         if left == 0:
             began = time.perf_counter()
             current = plan(model, state, past, task, config.planner, generator=noise)
+            cost = float(current.cost.mean())  # waits for the device
             spent += time.perf_counter() - began
             left = min(config.planner.every, model.config.actions)
             chosen = current.actions
@@ -98,11 +101,11 @@ def execute(
         states.append(state)
         taken.append(action)
         ended.append(over)
-        costs.append(current.cost.mean())
+        costs.append(cost)
         on_step(t + 1)
         if terminated.all():
             break
-    return Execution(torch.stack(states, 1), torch.stack(taken, 1), torch.stack(ended, 1), torch.stack(costs), spent)
+    return Execution(torch.stack(states, 1), torch.stack(taken, 1), torch.stack(ended, 1), costs, spent)
 
 
 def fresh_start(seed: int, episode: int) -> np.random.Generator:

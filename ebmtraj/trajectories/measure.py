@@ -85,7 +85,7 @@ def measures(
         **result,
         "drop_rate": float(dropped.mean()),
         "ms_per_step": 1000.0 * execution.plan_seconds / steps / config.episodes,
-        "expected_cost": float(execution.cost.mean()),
+        "expected_cost": float(np.mean(execution.costs)),
         "episodes": config.episodes,
         "steps": config.steps,
         "seed": config.seed,

@@ -41,7 +41,7 @@ class WindowConfig:
     members: int = 2  # networks whose mean is the expected outcome
     controls: int = 4  # actions before the present that are seen
     base_share: float = 0.2  # of the training steps
-    outcome_share: float = 0.4
+    outcome_share: float = 0.3
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL
@@ -118,9 +118,9 @@ class WindowModel(Trainable):
         move = self.normaliser.increments.size
         event, outcomes = config.actions * self.action_size, len(config.horizons) * move
         context = self.normaliser.increments.feature_size + move + config.controls * (self.action_size + 1)
-        size = {"width": config.width, "depth": config.depth}
-        self.tilted = PRIORS[prior](event, context, **size, mildness=config.mildness, bound=config.bound)
-        self.outcome = EnsembleMLP(config.members, event, context, outcomes, **size)
+        width, depth = config.width, config.depth
+        self.tilted = PRIORS[prior](event, context, width=width, depth=depth, mildness=config.mildness, bound=config.bound)
+        self.outcome = EnsembleMLP(config.members, event, context, outcomes, width=width, depth=depth)
         low, high = zip(*(limit for f in action_fields for limit in zip(*f.limits(), strict=True)), strict=True)
         for name, value in (
             ("outcome_mean", torch.zeros(outcomes)),
