@@ -23,6 +23,7 @@ class PlannerConfig:
 
     candidates: int = 16  # windows drawn for each present, of which the one of the least expected cost is kept
     guidance: float = 40.0  # how strongly the task cost pulls at every noise level; 0: it only chooses among candidates
+    reach: float = 1.0  # standard deviations of the base by which it pulls at most, root mean square over the window
     prior: bool = True  # false: the Gaussian base alone, without the energy
     levels: int = 8  # noise levels, one step each
     sigma_max: float = 5.0
@@ -30,10 +31,10 @@ class PlannerConfig:
     every: int = 1  # control steps between plans
 
     def __post_init__(self) -> None:
-        if min(self.candidates, self.every) < 1 or self.guidance < 0:
+        if min(self.candidates, self.every) < 1 or self.guidance < 0 or self.reach <= 0:
             raise EbmtrajError(
-                f"planner: candidates = {self.candidates}, every = {self.every}, guidance = {self.guidance}; "
-                "it needs candidates >= 1, every >= 1 and guidance >= 0"
+                f"planner: candidates = {self.candidates}, every = {self.every}, guidance = {self.guidance}, "
+                f"reach = {self.reach}; it needs candidates >= 1, every >= 1, guidance >= 0 and reach > 0"
             )
         self.ladder()
 
@@ -73,7 +74,9 @@ def plan(
             score = model.tilted.tilt.gradient(x, situation.prior, s) if config.prior else x / (1 + s**2)
             denoised = x - s**2 * score
             if config.guidance > 0:
-                denoised = denoised - config.guidance * s**2 / (1 + s**2) * _slope(model, situation, task, denoised)
+                pull = config.guidance * _slope(model, situation, task, denoised)
+                size = pull.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+                denoised = denoised - s**2 / (1 + s**2) * pull * (config.reach / size).clamp_max(1.0)
             denoised = denoised.clamp(-model.tilted.bound, model.tilted.bound)
             x = denoised + sigmas[k + 1] / s * (x - denoised)
     actions, path, cost = _judged(model, situation, task, x)
