@@ -34,9 +34,11 @@ def plan_command(
     """Add a task cost to a learned energy and carry out its plans in the simulator, planning anew at every step.
 
     With rotate, `progress_rad_per_100` is the turning along the axis until a drop; axis=all shares the episodes out among
-    the six signed axes. The planner's settings need no training: --set candidates=1, guidance, levels, every, prior=false
-    (the Gaussian base alone). With reorient and no goal, starts are those of held-out episodes and goals where the cube came
-    to in them, 0.5 to 1.5 rad away; `success_rate` counts episodes that end within 0.4 rad without a drop.
+    the six signed axes. The planner's settings need no training: --set candidates=1, guidance, reach, levels, every,
+    prior=false (the Gaussian base alone).
+
+    With reorient and no goal, starts are those of held-out episodes and goals where the cube came to in them, 0.5 to 1.5 rad
+    away; `success_rate` counts episodes that end within 0.4 rad without a drop.
 
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """

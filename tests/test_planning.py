@@ -149,13 +149,18 @@ def test_guidance_is_exact_for_a_gaussian_base_and_a_linear_cost() -> None:
 
     task = parse_task("reach goal=0,0", POSITION)
     task = dataclasses.replace(task, parts=(own_term(line),))
-    config = PlannerConfig(candidates=1, guidance=0.7, prior=False, levels=60, sigma_max=50.0, sigma_min=0.01)
+    config = PlannerConfig(candidates=1, guidance=0.7, reach=9.0, prior=False, levels=60, sigma_max=50.0, sigma_min=0.01)
     plans = plan(model, state, past, task, config, generator=seeded(0))
     base = model.situation(state[:1], past.rows(slice(1))).base
     r = (model.normalised(plans.actions) - base.mean) / base.log_std.exp()
     expected = -0.7 * (matrix @ slope) * base.log_std.exp()[0]
     torch.testing.assert_close(r.mean(0), expected, atol=5 / count**0.5, rtol=0.02)
     torch.testing.assert_close(r.std(0), torch.ones(8), atol=0.06, rtol=0.0)
+    config = dataclasses.replace(config, guidance=1e6, reach=0.5)
+    plans = plan(model, state, past, task, config, generator=seeded(0))
+    r = (model.normalised(plans.actions) - base.mean) / base.log_std.exp()
+    away = 0.5 * expected / expected.square().mean().sqrt()  # half a standard deviation and no further
+    torch.testing.assert_close(r.mean(0), away, atol=5 / count**0.5, rtol=0.02)
 
 
 def own_term(function: Any) -> Any:

@@ -21,9 +21,9 @@ from ebmtraj.trajectories.window import Situation, WindowModel
 class PlannerConfig:
     """How a plan is drawn; nothing here is trained, so all of it can be set anew for each task."""
 
-    candidates: int = 16  # windows drawn for each present, of which the one of the least expected cost is kept
-    guidance: float = 40.0  # how strongly the task cost pulls at every noise level; 0: it only chooses among candidates
-    reach: float = 1.0  # standard deviations of the base by which it pulls at most, root mean square over the window
+    candidates: int = 4  # windows drawn for each present, of which the one of the least expected cost is kept
+    guidance: float = 300.0  # how strongly the task cost pulls at every noise level; 0: it only chooses among candidates
+    reach: float = 0.9  # standard deviations of the base by which it pulls at most, root mean square over the window
     prior: bool = True  # false: the Gaussian base alone, without the energy
     levels: int = 8  # noise levels, one step each
     sigma_max: float = 5.0
@@ -57,10 +57,11 @@ def plan(
 ) -> Plan:
     """The best of some windows of actions sampled down the noise levels, guided by the task, for presents `(B, S)`.
 
-    At level s the residual's denoised estimate D = x - s^2 grad E(x; s) becomes D - g s^2 / (1 + s^2) grad cost(D), with
-    cost(D) that of the *expected* outcome of its actions (guiding by a sampled one would be optimistic luck), and x moves
-    on by a step of the probability flow. `task` may have options with a value for each present. Raises `EbmtrajError`
-    where a term of the task is not finite.
+    At level s the residual's denoised estimate D = x - s^2 grad E(x; s) becomes D - s^2 / (1 + s^2) pull, and x moves on by a
+    step of the probability flow. The pull is g grad cost(D), shortened to `reach`, with cost(D) that of the *expected*
+    outcome of its actions: guiding by a sampled one would be optimistic luck. Where the prior is a Gaussian and the cost
+    linear, that draws from exp(-g cost) times the prior as long as nothing is shortened. `task` may have options with a value
+    for each present. Raises `EbmtrajError` where a term of the task is not finite.
     """
     count, many = len(state), config.candidates
     owner = torch.arange(count, device=state.device).repeat_interleave(many)
