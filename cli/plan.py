@@ -25,7 +25,9 @@ def plan_command(
     hold: Annotated[
         float, typer.Option(help="With reorient: within so many rad of the goal the last action is repeated.", min=0)
     ] = 0.35,
-    out: Annotated[Path | None, typer.Option(help="Where to write the result. [default: RUN/results.json]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the result. [default: it is added to RUN/results.json]")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the simulator.", min=1)] = 1,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -47,7 +49,7 @@ def plan_command(
     from ebmtraj.device import choose_device, no_denormals, use_threads
     from ebmtraj.envs.registry import make_batch
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.runs import machine, versions, write_json
+    from ebmtraj.runs import machine, read_json, versions, write_json
     from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
     from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
@@ -91,8 +93,12 @@ def plan_command(
     result = {"run": str(run), "task": task, **measures(execution, config, model.state_fields, axis, names)}
     if goals is not None:
         result |= reached(execution, config, goal, model.state_fields, hold)
-    target = out or run / "results.json"
-    write_json(target, {**result, "planner": vars(planner), "machine": machine(), "versions": versions()})
+    kept = {**result, "planner": vars(planner), "machine": machine(), "versions": versions()}
+    if out is not None:
+        write_json(out, kept)
+    else:  # one more line of what this run can do: nothing is lost
+        before = read_json(run / "results.json").get("plans", []) if (run / "results.json").exists() else []
+        write_json(run / "results.json", {"plans": [*before, kept]})
     if json_:
         print_json(result)
         return
@@ -104,4 +110,6 @@ def plan_command(
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"
         )
-    say(f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {target}")
+    say(
+        f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {out or run / 'results.json'}"
+    )

@@ -287,12 +287,14 @@ def test_commands(hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert set(result) >= {"progress_rad_per_100", "progress_se", "drop_rate", "ms_per_step", "per_axis"}
     assert list(result["per_axis"]) == ["+x", "-x", "+y", "-y", "+z", "-z"]
     assert result["progress_rad_per_100"] == pytest.approx(np.mean(list(result["per_axis"].values())))
-    kept = json.loads((run / "results.json").read_text())
+    (kept,) = json.loads((run / "results.json").read_text())["plans"]
     assert {key: kept[key] for key in result} == result
     code, second, err = call(
         capfd, "plan", run, "--task", "rotate axis=all + smooth", "--episodes", 6, "--steps", 3, "--json"
     )
     assert json.loads(second)["per_axis"] == result["per_axis"]
+    assert len(json.loads((run / "results.json").read_text())["plans"]) == 2
+    assert "exists" in call(capfd, "plan", run, "--task", "smooth", "--out", run / "results.json")[2]
 
     for change, said in (
         (["--task", "rotate axis=w"], "unknown axis 'w'"),

@@ -57,11 +57,11 @@ def plan(
 ) -> Plan:
     """The best of some windows of actions sampled down the noise levels, guided by the task, for presents `(B, S)`.
 
-    At level s the residual's denoised estimate D = x - s^2 grad E(x; s) becomes D - s^2 / (1 + s^2) pull, and x moves on by a
-    step of the probability flow. The pull is g grad cost(D), shortened to `reach`, with cost(D) that of the *expected*
+    At level s the residual's denoised estimate D = x - s^2 grad E(x; s) becomes D - s^2 / (1 + s^2) pull, and x moves on by
+    a step of the probability flow. The pull is g grad cost(D), shortened to `reach`, with cost(D) that of the *expected*
     outcome of its actions: guiding by a sampled one would be optimistic luck. Where the prior is a Gaussian and the cost
-    linear, that draws from exp(-g cost) times the prior as long as nothing is shortened. `task` may have options with a value
-    for each present. Raises `EbmtrajError` where a term of the task is not finite.
+    linear, that draws from exp(-g cost) times the prior as long as nothing is shortened. `task` may have options with a
+    value for each present. Raises `EbmtrajError` where a term of the task is not finite.
     """
     count, many = len(state), config.candidates
     owner = torch.arange(count, device=state.device).repeat_interleave(many)
