@@ -110,6 +110,5 @@ def plan_command(
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"
         )
-    say(
-        f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {out or run / 'results.json'}"
-    )
+    where_to = out or run / "results.json"
+    say(f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {where_to}")
