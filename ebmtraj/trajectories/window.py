@@ -39,7 +39,7 @@ class WindowConfig:
     width: int = 256
     depth: int = 2
     members: int = 2  # networks whose mean is the expected outcome
-    controls: int = 4  # actions before the present that are seen
+    controls: int = 1  # actions before the present that are seen: with more, a model knows when random ones are due
     base_share: float = 0.2  # of the training steps
     outcome_share: float = 0.3
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
