@@ -96,11 +96,12 @@ def ends(store: Store) -> tuple[Any, Any]:
 
 
 def test_what_terminated_stays_in_its_last_state() -> None:
-    state, action = torch.arange(6.0).unsqueeze(1), torch.arange(5.0).unsqueeze(1)
-    flat = torch.arange(5)
-    data = Transitions(state, action, flat, flat)
+    state, action = torch.arange(9.0).unsqueeze(1), torch.arange(7.0).unsqueeze(1)  # episodes of 5 and 2 steps
+    data = Transitions(state, action, torch.tensor([0, 1, 2, 3, 4, 6, 7]), torch.arange(7))
     windows = Windows(data, torch.tensor([3]), torch.tensor([5]), actions=2, horizons=(1, 2, 30))
-    assert windows.at(torch.tensor([0])).ahead.flatten().tolist() == [4, 5, 5]
+    window = windows.at(torch.tensor([0]))
+    assert window.ahead.flatten().tolist() == [4, 5, 5]
+    assert window.actions.flatten().tolist() == [3, 4]
 
 
 def test_each_member_of_an_ensemble_is_a_network_of_its_own() -> None:
