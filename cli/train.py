@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ebmtraj.cli.common import Data, Device, Json, Overwrite, Resume, Set, print_json, progress, say
 
+if TYPE_CHECKING:
+    from ebmtraj.training.loop import Progress, Result
+
 app = typer.Typer(help="Learn a model from a store into a run directory.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `transition` a command of its own beside those to come."""
 
 
 @app.command("transition")
@@ -51,7 +49,6 @@ def transition(
     """
     from ebmtraj.config import read_toml
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.training.loop import Progress
     from ebmtraj.trajectories.fit import load_recipe, train_transition
     from ebmtraj.trajectories.registry import ENERGIES, MODELS
 
@@ -72,9 +69,6 @@ def transition(
     defaults = read_toml(run / "config.toml") if resume and (run / "config.toml").exists() else None
     settings = load_recipe(recipe, overrides, {"model": model or objective, "actions": actions, "data": data}, defaults)
 
-    def note(p: Progress) -> str:
-        return f"{p.stage} loss {p.loss:.4f}" + ("" if p.validation is None else f" validation {p.validation:.4f}")
-
     if resume and not (run / "config.toml").exists():
         say(f"{run} holds no run yet; beginning it")
     with progress() as bar:
@@ -85,23 +79,80 @@ def transition(
             device=device,
             resume=resume,
             overwrite=overwrite,
-            on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=note(p)),
+            on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=_note(p)),
         )
-    checkpoint = run / "checkpoints" / "best.safetensors"
     if json_:
-        print_json(
-            {
-                "run": str(run),
-                "model": settings.model,
-                "actions": settings.actions,
-                "steps": result.steps,
-                "seconds": round(result.seconds, 2),
-                "validation": result.validation,
-                "rollbacks": result.rollbacks,
-                "checkpoint": str(checkpoint),
-            }
-        )
+        print_json({"run": str(run), "model": settings.model, "actions": settings.actions, **_outcome(result, run)})
         return
-    back = f", {result.rollbacks} roll-backs after divergence" if result.rollbacks else ""
-    say(f"{run}: {result.steps} steps in {result.seconds:.0f} s{back}, validation {result.validation:.4f}, {checkpoint}")
+    say(_summary(result, run))
     say(f"next: ebmtraj evaluate {shlex.quote(str(run))} --data {shlex.quote(data)}")
+
+
+@app.command("plan")
+def plan(
+    data: Data,
+    run: Annotated[Path, typer.Option("--run", help="The run directory to make.")],
+    prior: Annotated[
+        str | None, typer.Option(help="What proposes actions: energy (the default), or field, a free vector field.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")] = None,
+    set_: Set = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0, max=2**63 - 1)] = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn what plans are made of: an energy of the next actions, and what actions are expected to lead to.
+
+    No task enters: tasks are costs that `ebmtraj plan` adds afterwards. Budget, --resume and --set are as in `train
+    transition`.
+
+    Example: ebmtraj train plan --data hand.zarr --run runs/plan --set training.steps=20000
+    """
+    from ebmtraj.config import read_toml
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.trajectories.plan_fit import load_plan_recipe, train_plan
+
+    if resume and overwrite:
+        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a run, the second replaces it")
+    overrides = [*(set_ or []), *([f"training.seed={seed}"] if seed is not None else [])]
+    defaults = read_toml(run / "config.toml") if resume and (run / "config.toml").exists() else None
+    settings = load_plan_recipe(recipe, overrides, {"prior": prior, "data": data}, defaults)
+    if resume and not (run / "config.toml").exists():
+        say(f"{run} holds no run yet; beginning it")
+    with progress() as bar:
+        task = bar.add_task("training to plan", total=settings.training.steps, note="")
+        result, settings = train_plan(
+            settings,
+            run,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=_note(p)),
+        )
+    if json_:
+        print_json({"run": str(run), "prior": settings.prior, **_outcome(result, run)})
+        return
+    say(_summary(result, run))
+    say(f'next: ebmtraj plan {shlex.quote(str(run))} --task "rotate axis=z"')
+
+
+def _note(p: Progress) -> str:
+    return f"{p.stage} loss {p.loss:.4f}" + ("" if p.validation is None else f" validation {p.validation:.4f}")
+
+
+def _outcome(result: Result, run: Path) -> dict[str, Any]:
+    return {
+        "steps": result.steps,
+        "seconds": round(result.seconds, 2),
+        "validation": result.validation,
+        "rollbacks": result.rollbacks,
+        "checkpoint": str(run / "checkpoints" / "best.safetensors"),
+    }
+
+
+def _summary(result: Result, run: Path) -> str:
+    back = f", {result.rollbacks} roll-backs after divergence" if result.rollbacks else ""
+    checkpoint = run / "checkpoints" / "best.safetensors"
+    return f"{run}: {result.steps} steps in {result.seconds:.0f} s{back}, validation {result.validation:.4f}, {checkpoint}"

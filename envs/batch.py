@@ -45,8 +45,17 @@ class BatchEnv(Protocol):
         """What a policy is shown in the current states (B, O): the environment's own observations."""
         ...
 
+    @property
+    def states(self) -> NDArray[np.float32]:
+        """The current states (B, S)."""
+        ...
+
     def reset(self, generators: Sequence[np.random.Generator]) -> NDArray[np.float32]:
         """Start one episode a generator and return the states (B, S)."""
+        ...
+
+    def set_state(self, states: ArrayLike) -> None:
+        """Start from states (B, S) instead, at rest where a state says nothing of velocities."""
         ...
 
     def step(self, actions: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -44,3 +44,30 @@ class EnsembleGaussianMLP(nn.Module):
             h = layer(h if i == 0 else F.silu(h))
         mean, raw = h.chunk(2, dim=-1)
         return mean, softly_bounded(raw, self.low, self.high)
+
+
+class EnsembleMLP(nn.Module):
+    """`members` swish networks of an event and its context, `(B, D), (B, C) -> (M, B, outputs)`.
+
+    The context's share of the first layer is a call of its own, `prepare`, so that many events of one context share it.
+    """
+
+    def __init__(self, members: int, event: int, context: int, outputs: int, *, width: int = 256, depth: int = 2) -> None:
+        """`depth` hidden layers of `width` units."""
+        super().__init__()
+        self.members = members
+        self.input_event = EnsembleLinear(members, event, width)
+        self.input_context = EnsembleLinear(members, context, width)
+        sizes = [*[width] * depth, outputs]
+        self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in itertools.pairwise(sizes))
+
+    def prepare(self, context: Tensor) -> Tensor:
+        """What `forward` needs of the context, `(B, C) -> (M, B, width)`."""
+        return self.input_context(context.expand(self.members, *context.shape))
+
+    def forward(self, event: Tensor, prepared: Tensor) -> Tensor:
+        """The output of every member."""
+        h = self.input_event(event.expand(self.members, *event.shape)) + prepared
+        for layer in self.layers:
+            h = layer(F.silu(h))
+        return h

@@ -344,7 +344,7 @@ def _check_stores(comparison: Comparison, store: Store) -> None:
         if row.sampler_of is None:
             recipe = Job(row, comparison.tasks[0], comparison.seeds[0], comparison).recipe()
             try:
-                check_episodes(recipe, other)
+                check_episodes(recipe.training, other)
             except EbmtrajError as error:
                 raise EbmtrajError(f"row {row.name}: {error}") from None
         if row.data is None:

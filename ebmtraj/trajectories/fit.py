@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,23 @@ class TransitionRecipe:
     stream: bool | Literal["auto"] = "auto"  # read the store while training; auto: where memory would not hold it
     network: dict[str, Any] = field(default_factory=dict)  # settings of the model, see its Config
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+class KeptRecipe(Protocol):
+    """What the recipe of any run on a store has, as a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def data(self) -> str:
+        """The store."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How long and how to train."""
+
+
+Recipe = TypeVar("Recipe", bound=KeptRecipe)
 
 
 def load_recipe(
@@ -90,12 +107,8 @@ def train_transition(
     where = choose_device(device)
     use_threads(recipe.training.threads)
     store = Store.open(recipe.data)
-    if not store.complete:  # what it holds may still change, and no hash says what was trained on
-        raise EbmtrajError(
-            f"store {recipe.data} is not finished; go on with the command that made it and --resume "
-            f"(with --episodes {max(1, store.episodes)} it ends as it is)"
-        )
-    check_episodes(recipe, store)
+    check_complete(store)
+    check_episodes(recipe.training, store)
     recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
     going_on = resume and (path / "config.toml").exists()
     if going_on:
@@ -121,9 +134,18 @@ def train_transition(
     return result, recipe
 
 
-def check_episodes(recipe: TransitionRecipe, store: Store) -> None:
+def check_complete(store: Store) -> None:
+    """Raise `EbmtrajError` for a store that is not finished: it may still change, and no hash says what was trained on."""
+    if not store.complete:
+        raise EbmtrajError(
+            f"store {store.path} is not finished; go on with the command that made it and --resume "
+            f"(with --episodes {max(1, store.episodes)} it ends as it is)"
+        )
+
+
+def check_episodes(training: TrainingConfig, store: Store) -> None:
     """Raise `EbmtrajError` where the recipe asks for more training episodes than the store has."""
-    held, asked = len(store.split("train")), recipe.training.episodes
+    held, asked = len(store.split("train")), training.episodes
     if asked > held:
         raise EbmtrajError(
             f"training.episodes = {asked}, but the training split of store {store.path} has {held}; give at most that many, "
@@ -204,10 +226,15 @@ def _same_recipe(recipe: TransitionRecipe, run: Run) -> TransitionRecipe:
     own = completed(own, f"recipe {run.config}: network")
     own = dataclasses.replace(own, stream=own.stream is True)  # "auto" only where a run began before there was a choice
     stream = own.stream if recipe.stream == "auto" else recipe.stream
+    return check_same(dataclasses.replace(recipe, stream=stream), own, run)
+
+
+def check_same(recipe: Recipe, own: Recipe, run: Run) -> Recipe:
+    """The run's `own` recipe with today's path of the data; raises `EbmtrajError` where what is asked for now differs."""
     training = recipe.training
     if training.seconds is not None:  # turned into steps when the run began
         training = dataclasses.replace(training, steps=own.training.steps, seconds=None)
-    asked = dataclasses.asdict(dataclasses.replace(recipe, data=own.data, stream=stream, training=training))
+    asked = dataclasses.asdict(dataclasses.replace(recipe, data=own.data, training=training))
     difference = recipes.first_difference(recipes.to_plain(dataclasses.asdict(own)), recipes.to_plain(asked))
     if difference is not None:
         key, had, wants = difference

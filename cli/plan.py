@@ -1,0 +1,114 @@
+"""`ebmtraj plan`: carry out a task in the simulator with plans from a learned energy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ebmtraj.cli.common import Device, Json, Overwrite, Seed, Set, print_json, progress, say
+
+
+def plan_command(
+    run: Annotated[Path, typer.Argument(help="A run of `ebmtraj train plan`.")],
+    task: Annotated[
+        str, typer.Option("--task", help='What to do: terms joined by " + ", such as "rotate axis=z + smooth".')
+    ],
+    episodes: Annotated[int, typer.Option(help="Fresh starts.", min=1)] = 48,
+    steps: Annotated[int, typer.Option(help="Control steps an episode.", min=1)] = 100,
+    seed: Seed = 0,
+    set_: Set = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Where the goals of reorient come from. [default: the run's own store]")
+    ] = None,
+    hold: Annotated[
+        float, typer.Option(help="With reorient: within so many rad of the goal the last action is repeated.", min=0)
+    ] = 0.35,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the result. [default: it is added to RUN/results.json]")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the simulator.", min=1)] = 1,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Add a task cost to a learned energy and carry out its plans in the simulator, planning anew at every step.
+
+    With rotate, `progress_rad_per_100` is the turning along the axis until a drop; axis=all shares the episodes out among
+    the six signed axes. The planner's settings need no training: --set candidates=1, guidance, reach, levels, every,
+    prior=false (the Gaussian base alone).
+
+    With reorient and no goal, starts are those of held-out episodes and goals where the cube came to in them, 0.5 to 1.5 rad
+    away; `success_rate` counts episodes that end within 0.4 rad without a drop.
+
+    Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
+    """
+    from ebmtraj.config import from_recipe, read_toml
+    from ebmtraj.datasets.store import Store
+    from ebmtraj.device import choose_device, no_denormals, use_threads
+    from ebmtraj.envs.registry import make_batch
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.runs import machine, read_json, versions, write_json
+    from ebmtraj.trajectories.costs import parse_task
+    from ebmtraj.trajectories.execute import ExecuteConfig, execute
+    from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
+    from ebmtraj.trajectories.plan import PlannerConfig
+    from ebmtraj.trajectories.plan_fit import load_plan_model
+
+    planner = from_recipe(PlannerConfig, None, set_ or [])
+    where = choose_device(device)
+    use_threads(1)
+    if out is not None and out.exists() and not overwrite:
+        raise EbmtrajError(f"{out} exists; use --overwrite to replace it")
+    model, _ = load_plan_model(run, where)
+    cost = parse_task(task, model.state_fields)
+    if "axis=all" in task.split():
+        episodes = 6 * -(-episodes // 6)
+    config = ExecuteConfig(episodes, steps, seed, planner)
+    cost, axis, names = rotation_task(cost, episodes, where)
+    goals = None
+    if reorients(cost):
+        store = Store.open(data or read_toml(run / "config.toml").get("data", ""))
+        goals = held_out_goals(store, episodes, seed)
+        goal = goals.quaternion.to(where)
+        cost = cost.given("reorient", goal=goal)
+    made = model.environment
+    env = make_batch(made["env"], threads, made["state"], **made["env_kwargs"])
+    try:
+        with progress() as bar, no_denormals():
+            shown = bar.add_task("carrying out the plans", total=steps, note="")
+            execution = execute(
+                env,
+                model,
+                cost,
+                config,
+                start=None if goals is None else goals.start,
+                holds=None if goals is None else lambda state: error(state, goal, model.state_fields) < hold,
+                device=where,
+                on_step=lambda done: bar.update(shown, completed=done),
+            )
+    finally:
+        env.close()
+    result = {"run": str(run), "task": task, **measures(execution, config, model.state_fields, axis, names)}
+    if goals is not None:
+        result |= reached(execution, config, goal, model.state_fields, hold)
+    kept = {**result, "planner": vars(planner), "machine": machine(), "versions": versions()}
+    if out is not None:
+        write_json(out, kept)
+    else:  # one more line of what this run can do: nothing is lost
+        before = read_json(run / "results.json").get("plans", []) if (run / "results.json").exists() else []
+        write_json(run / "results.json", {"plans": [*before, kept]})
+    if json_:
+        print_json(result)
+        return
+    if "progress_rad_per_100" in result:
+        axes = "  ".join(f"{name} {value:.2f}" for name, value in result["per_axis"].items())
+        say(f"{result['progress_rad_per_100']:.2f} ± {result['progress_se']:.2f} rad per 100 steps   {axes}")
+    if "success_rate" in result:
+        say(
+            f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
+            f"median error {result['median_error_rad']:.2f} rad"
+        )
+    where_to = out or run / "results.json"
+    say(f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {where_to}")
