@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ebmtraj.config import build, to_plain
+from ebmtraj.datasets.normaliser import Normaliser
 from ebmtraj.datasets.store import Store
-from ebmtraj.datasets.windows import Batch, Normaliser, TransitionData, Transitions
+from ebmtraj.datasets.windows import Batch, TransitionData, Transitions
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json, fields_to_json, total_size
 from ebmtraj.nets.mlp import MLP

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.ahead import Window, Windows
-from ebmtraj.datasets.windows import Batch, Normaliser, Past, TransitionData, spread_index
+from ebmtraj.datasets.normaliser import Normaliser
+from ebmtraj.datasets.windows import Batch, Past, TransitionData, spread_index
 from ebmtraj.energies.transition import TiltedTransition
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
