@@ -80,7 +80,7 @@ def _cells(
     """Header, and for each model its name and (median, spread, whether best) of each column that any model has."""
     summary, floor = results["summary"][task], results["floor"].get(task) or {}
     models = ordered(summary)
-    columns = [name for name in names if any(summary[model][name] for model in models)]
+    columns = [name for name in names if any(summary[model].get(name) for model in models)]
     header = [f"{task}, {results['protocol']['starts']} starts", *(COLUMNS[name][0] for name in columns)]
     best = {}
     for name in columns:
