@@ -61,10 +61,6 @@ class FeedForwardModel(TransitionModel):
         self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
     ) -> Tensor:
         """The prediction; `generator` is not used."""
-        return self.predict(state, action)
-
-    def predict(self, state: Tensor, action: Tensor | None) -> Tensor:
-        """The next state, differentiable in state and action, `(B, S), (B, A) or None -> (B, S)`."""
         predicted = self.net(self.context(state, action))
         if self.config.space == "state":
             return self.normaliser.increments.project(self.normaliser.restore_state(predicted), state)
