@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path as FilePath
 
+import gymnasium
 import pytest
 import torch
 
@@ -165,7 +166,7 @@ def test_reach_and_obstacle_on_a_particle() -> None:
 
 
 def test_reach_knows_the_reachers_fingertip_and_target() -> None:
-    gymnasium = pytest.importorskip("gymnasium")
+
     env = gymnasium.make("Reacher-v5").unwrapped
     env.reset(seed=3)
     for seed in range(3):
