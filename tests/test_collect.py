@@ -23,6 +23,7 @@ from ebmtraj import collect as collect_module
 from ebmtraj.collect import CollectConfig, collect, episode_seed, simulate_block
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.verify import verify
+from ebmtraj.datasets.zarr_files import occupied
 from ebmtraj.envs.batch import HandCubeBatch
 from ebmtraj.errors import EbmtrajError
 
@@ -184,7 +185,7 @@ def test_sigkill_at_random_moments_then_resume(tmp_path: Path) -> None:
         time.sleep(rng.uniform(0, 0.06))
         process.kill()
         process.communicate()
-        if not path.exists():  # no block was ready yet
+        if not occupied(str(path)):  # no block was ready yet, or its first file was half written
             continue
         store = Store.open(path)
         stored.append(store.episodes)
