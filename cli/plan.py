@@ -50,6 +50,7 @@ def plan_command(
     from ebmtraj.envs.registry import make_batch
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.runs import machine, read_json, versions, write_json
+    from ebmtraj.trajectories.control import WindowPlanner
     from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
     from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
@@ -65,7 +66,7 @@ def plan_command(
     cost = parse_task(task, model.state_fields)
     if "axis=all" in task.split():
         episodes = 6 * -(-episodes // 6)
-    config = ExecuteConfig(episodes, steps, seed, planner)
+    config = ExecuteConfig(episodes, steps, seed)
     cost, axis, names = rotation_task(cost, episodes, where)
     goals = None
     if reorients(cost):
@@ -80,7 +81,7 @@ def plan_command(
             shown = bar.add_task("carrying out the plans", total=steps, note="")
             execution = execute(
                 env,
-                model,
+                WindowPlanner(model, planner),
                 cost,
                 config,
                 start=None if goals is None else goals.start,

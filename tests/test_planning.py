@@ -238,7 +238,7 @@ def test_turning_is_counted_until_the_drop() -> None:
         q.append(-quaternion_multiply(turn.expand(3, 4), q[-1]))  # the sign of a quaternion says nothing
     over = torch.zeros(3, 11, dtype=torch.bool)
     over[0, 7:] = True
-    done = Execution(torch.stack(q, 1), torch.zeros(3, 10, 1), over, [0.0] * 10, 0.0)
+    done = Execution(torch.stack(q, 1), torch.zeros(3, 10, 1), over, [0.0] * 10, 0.0, [])
     torch.testing.assert_close(turned(done, axis, slice(0, 4)), torch.tensor([3.0, -5.0, 0.0]).double(), atol=1e-5, rtol=0)
     assert done.dropped.tolist() == [True, False, False]
 

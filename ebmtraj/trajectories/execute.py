@@ -1,21 +1,19 @@
-"""Plans carried out in the simulator: a receding horizon over many episodes at once."""
+"""A task carried out in the simulator: a receding horizon over many episodes at once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ebmtraj.datasets.windows import Past
 from ebmtraj.envs.batch import BatchEnv
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.trajectories.control import Controller
 from ebmtraj.trajectories.costs import TaskCost
-from ebmtraj.trajectories.plan import PlannerConfig, plan
-from ebmtraj.trajectories.window import WindowModel
 
 Holds = Callable[[Tensor], Tensor]  # states (B, S) -> which episodes repeat their last action (B,)
 
@@ -27,7 +25,6 @@ class ExecuteConfig:
     episodes: int = 48
     steps: int = 100
     seed: int = 0
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.steps) < 1 or self.seed < 0:
@@ -44,8 +41,9 @@ class Execution:
     states: Tensor
     actions: Tensor
     over: Tensor
-    costs: list[float]  # T of them: the mean expected cost of the plans in use
-    plan_seconds: float
+    costs: list[float]  # the mean expected cost of the plans in use at each step; none of a controller that does not plan
+    control_seconds: float  # that the controller took
+    planned: list[Tensor]  # T of (K, H, S): where the plan in use of the first K episodes was expected to lead
 
     @property
     def dropped(self) -> Tensor:
@@ -53,59 +51,60 @@ class Execution:
         return self.over[:, -1]
 
 
+@torch.no_grad()
 def execute(
     env: BatchEnv,
-    model: WindowModel,
+    controller: Controller,
     task: TaskCost,
     config: ExecuteConfig,
     *,
     start: Tensor | None = None,
     holds: Holds | None = None,
+    watched: int = 0,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Execution:
-    """Plan, do the first actions, look, and plan again, for all episodes at once.
+    """Ask the controller, do what it says, look, and ask again, for all episodes at once.
 
     Without `start` states `(B, S)`, at rest, episode i starts as episode i of `evaluate_policy` with the same seed. Where
-    `holds` says so, an episode repeats its last action for now. Raises `EbmtrajError` where the environment is not
-    the one that the model was trained on.
+    `holds` says so, an episode repeats its last action for now. The plans of the first `watched` episodes are kept. Raises
+    `EbmtrajError` where the environment is not the one that the controller was made for.
     """
-    if env.state_fields != model.state_fields or env.action_fields != model.action_fields:
-        raise EbmtrajError(f"the run was trained on other states or actions than those of {env.env_id}; choose its own")
     noise = torch.Generator(device=device).manual_seed(config.seed)
     if start is None:
         env.reset([fresh_start(config.seed, i) for i in range(config.episodes)])
     else:
         env.set_state(start.cpu().numpy())
     state = torch.from_numpy(env.states).to(device)
-    past = Past.unknown(state, model.config.controls, model.action_size)
     over = torch.zeros(config.episodes, dtype=torch.bool, device=device)
     states, ended = [state], [over]
     taken: list[Tensor] = []
+    planned: list[Tensor] = []
     costs: list[float] = []
-    spent, left = 0.0, 0
+    began = time.perf_counter()
+    controller.begin(env, state, task, noise)
+    spent = time.perf_counter() - began
     for t in range(config.steps):
-        if left == 0:
-            began = time.perf_counter()
-            current = plan(model, state, past, task, config.planner, generator=noise)
-            cost = float(current.cost.mean())  # waits for the device
-            spent += time.perf_counter() - began
-            left = min(config.planner.every, model.config.actions)
-            chosen = current.actions
-        action, chosen, left = chosen[:, 0], chosen[:, 1:], left - 1
+        began = time.perf_counter()
+        decision = controller(state, taken[-1] if taken else None)
+        action = decision.action
         if holds is not None and taken:
             action = torch.where(holds(state).unsqueeze(1), taken[-1], action)
-        following, terminated = env.step(action.cpu().numpy())
-        past = past.push(state, action)
+        controls = action.cpu().numpy()  # waits for the device
+        spent += time.perf_counter() - began
+        following, terminated = env.step(controls)
         state, over = torch.from_numpy(following).to(device), torch.from_numpy(terminated).to(device)
         states.append(state)
         taken.append(action)
         ended.append(over)
-        costs.append(cost)
+        if decision.cost is not None:
+            costs.append(float(decision.cost.mean()))
+        if watched and decision.path is not None:
+            planned.append(decision.path.states[:watched].cpu())
         on_step(t + 1)
         if terminated.all():
             break
-    return Execution(torch.stack(states, 1), torch.stack(taken, 1), torch.stack(ended, 1), costs, spent)
+    return Execution(torch.stack(states, 1), torch.stack(taken, 1), torch.stack(ended, 1), costs, spent, planned)
 
 
 def fresh_start(seed: int, episode: int) -> np.random.Generator:

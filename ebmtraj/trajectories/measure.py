@@ -66,7 +66,7 @@ def measures(
     """What an execution came to, as JSON values.
 
     `progress_rad_per_100` and `drop_rate` are those of `evaluate_policy`; the standard error is that of the mean of the
-    axes' means. `ms_per_step` is the planner's time for a control step of one episode of the batch.
+    axes' means. `ms_per_step` is the controller's time for a control step of one episode of the batch.
     """
     dropped = execution.dropped.double().cpu().numpy()
     steps = execution.actions.shape[1]
@@ -84,8 +84,8 @@ def measures(
     return {
         **result,
         "drop_rate": float(dropped.mean()),
-        "ms_per_step": 1000.0 * execution.plan_seconds / steps / config.episodes,
-        "expected_cost": float(np.mean(execution.costs)),
+        "ms_per_step": 1000.0 * execution.control_seconds / steps / config.episodes,
+        "expected_cost": float(np.mean(execution.costs)) if execution.costs else None,
         "episodes": config.episodes,
         "steps": config.steps,
         "seed": config.seed,
