@@ -20,6 +20,7 @@ from ebmtraj.trajectories.measure import rotation_task
 
 NETWORK = {
     "plan": ("network.width=16", "network.horizons=[2,8,12]"),
+    "clone": ("network.width=16", "network.horizons=[2,8,12]"),
     "transition": ("network.width=16", "network.depth=1"),
 }
 

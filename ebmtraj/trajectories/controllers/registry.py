@@ -10,6 +10,7 @@ from typing import Any
 from ebmtraj.config import build, merge
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.trajectories.control import Controller, WindowPlanner
+from ebmtraj.trajectories.controllers.cloned import CloneControlConfig, Cloned
 from ebmtraj.trajectories.controllers.simple import HoldConfig, HoldStill, RandomActions, RandomConfig
 from ebmtraj.trajectories.controllers.trainings import check_trainings
 from ebmtraj.trajectories.plan import PlannerConfig
@@ -47,6 +48,11 @@ def _planner(about: str, **settings: Mapping[str, Any]) -> Entry:
     return Entry(about, PlannerConfig, _window, ("window",), own)
 
 
+def _cloned(about: str, need: str, **settings: Mapping[str, Any]) -> Entry:
+    """A cloned policy under some settings for each task."""
+    return Entry(about, CloneControlConfig, lambda trained, config: Cloned(trained[need], config), (need,), settings)
+
+
 CONTROLLERS: dict[str, Entry] = {
     "ours": _planner("window energy, guided by the task cost"),
     "unguided": _planner("window energy without the task", all={"candidates": 1, "guidance": 0.0}),
@@ -55,6 +61,9 @@ CONTROLLERS: dict[str, Entry] = {
     "base-best-of-32": _planner(
         "its Gaussian base alone, best of 32", all={"prior": False, "candidates": 32, "guidance": 0.0}
     ),
+    "bc": _cloned("behaviour cloning, told nothing", "clone"),
+    "bc-axis": _cloned("behaviour cloning, told the axis that hindsight found", "clone-axis"),
+    "bc-goal": _cloned("behaviour cloning, told an orientation reached later", "clone-goal"),
     "hold": Entry("the joints stay where they are at the start", HoldConfig, lambda trained, config: HoldStill(config)),
     "random": Entry("random actions", RandomConfig, lambda trained, config: RandomActions(config)),
 }
