@@ -25,6 +25,12 @@ NETWORK = {
 }
 
 
+QUICK: dict[str, dict[str, Any]] = {  # settings of slow controllers
+    "simulator": {"samples": 2, "horizon": 3, "every": 2},
+    "simulator-prior": {"samples": 2, "horizon": 3, "every": 2, "redraw": 2},
+}
+
+
 def tiny(training: Training) -> tuple[str, ...]:
     """Settings that make a training last a moment."""
     steps = ("training.steps=12", "training.check_every=6", "training.log_every=6", "training.batch=16")
@@ -65,10 +71,10 @@ def test_every_controller_acts_within_bounds_and_repeats_itself(name: str, kind:
         assert found.control_seconds > 0
         return found.actions
 
-    controller = make_controller(name, trained, kind)
+    controller = make_controller(name, trained, kind, QUICK.get(name))
     first = run(controller)
     torch.testing.assert_close(run(controller), first, rtol=0, atol=0)  # begun again, it forgets all that was
-    torch.testing.assert_close(run(make_controller(name, trained, kind)), first, rtol=0, atol=0)
+    torch.testing.assert_close(run(make_controller(name, trained, kind, QUICK.get(name))), first, rtol=0, atol=0)
     env.close()
 
 
