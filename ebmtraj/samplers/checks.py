@@ -60,6 +60,11 @@ def check_gradient(energy: Any, gradient: Any, x: Tensor) -> None:
         raise EbmtrajError(f"{name_of(energy)}: its gradient has shape {shape} for x of shape {tuple(x.shape)}")
 
 
+def rows(x: Tensor) -> Tensor:
+    """Each chain's numbers in a row, `(B, *event) -> (B, N)`, also where an event is a single number."""
+    return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
+
+
 def name_of(energy: Any) -> str:
     """What to call an energy in an error."""
     return f"energy {getattr(energy, '__name__', type(energy).__name__)}"
@@ -67,7 +72,7 @@ def name_of(energy: Any) -> str:
 
 def check_finite(energy: Any, what: str, values: Tensor, step: int | None = None, unit: str = "step") -> None:
     """Raise `DivergedError` that names the first chain whose `values` `(B, ...)` are not finite, and the step."""
-    bad = ~values.isfinite().flatten(1).all(1) if values.dim() > 1 else ~values.isfinite()
+    bad = ~rows(values.isfinite()).all(1)
     if bool(bad.any()):
         chain = int(bad.nonzero()[0])
         where = "at the start" if step is None else f"at {unit} {step}"
@@ -82,20 +87,22 @@ def check_finite(energy: Any, what: str, values: Tensor, step: int | None = None
 class FirstFault:
     """The step at which each chain first met what must not be, gathered on the device and read once at the end."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, warmup: int = 0) -> None:
+        self.warmup = warmup  # so many steps before the first, at -warmup, -warmup + 1, ...
         self.when = torch.full((len(x),), torch.iinfo(torch.int64).max, device=x.device)
 
     def see(self, bad: Tensor, step: int) -> None:
         """Note `bad` `(B,)` at this step."""
         self.when = torch.where(bad, self.when.clamp(max=step), self.when)
 
-    def check(self, energy: Any, what: str) -> None:
-        """Raise `DivergedError` that names the chain which met it first, and when."""
+    def check(self, energy: Any, what: str, chains: int | None = None) -> None:
+        """Raise `DivergedError` that names the chain which met it first, and when; rows are replicas of so many `chains`."""
         if not len(self.when):
             return
         step, chain = (int(number) for number in self.when.min(0))
         if step != torch.iinfo(torch.int64).max:
+            at = f"step {step}" if step >= 0 else f"step {step + self.warmup} of the warm-up"
             raise DivergedError(
-                f"{name_of(energy)}: {what} of chain {chain} is not a number at step {step}; "
+                f"{name_of(energy)}: {what} of chain {chain % (chains or len(self.when))} is not a number at {at}; "
                 "look at the energy there, or take a smaller step_size"
             )

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.samplers.anneal import Ladder, predict
-from ebmtraj.samplers.checks import check_chain, check_energy, check_finite, check_gradient, check_scale, name_of
+from ebmtraj.samplers.checks import check_chain, check_energy, check_finite, check_gradient, check_scale, name_of, rows
 
 Energy = Callable[..., Tensor]  # (x (B, *event), context[, level]) -> (B,)
 BACKENDS = ("auto", "autograd", "analytic")
@@ -145,7 +145,7 @@ def _chain(
         g = slope(x, level)
         if config.record:
             energies.append(evaluate(energy, x, context, level))
-            norms.append(g.flatten(1).norm(dim=1))
+            norms.append(rows(g).norm(dim=1))
         epsilon = torch.empty_like(x).normal_(generator=generator)
         if config.noise is None:
             size = config.step_size * growth

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.samplers.adapt import StepSize
-from ebmtraj.samplers.checks import FirstFault, check_chain, check_finite, check_scale
+from ebmtraj.samplers.checks import FirstFault, check_chain, check_finite, check_scale, rows
 from ebmtraj.samplers.langevin import BACKENDS, Energy, Info, frozen, value_and_gradient_of
 
 
@@ -125,12 +125,12 @@ def hamiltonian_step(
         new = target(new.x + drift * p)
     p = p - 0.5 * kick * new.gradient
     rise = beta.flatten() if isinstance(beta, Tensor) else beta
-    error = rise * (new.energy - state.energy) + 0.5 * (p.square() - momentum.square()).flatten(1).sum(1)
+    error = rise * (new.energy - state.energy) + 0.5 * rows(p.square() - momentum.square()).sum(1)
     if support is not None:
         error = torch.where(support(new.x), error, math.inf)
     is_accepted = log_uniform < -error  # not so where the error is not a number
     accept = torch.exp(-error.clamp_min(0)).nan_to_num(0.0)
-    reached = new.x.flatten(1).sum(1).isfinite()
+    reached = rows(new.x).sum(1).isfinite()
     return select(is_accepted, new, state), Proposal(accept, error, is_accepted, new.energy, reached)
 
 
@@ -157,7 +157,9 @@ class Noise:
 
     def log_uniform(self, like: Tensor | None = None) -> Tensor:
         """Minus an exponential number, `(B,)` or as `like`, which is how the log of a uniform one is distributed."""
-        empty = torch.empty(len(self.x), dtype=self.x.dtype, device=self.x.device) if like is None else torch.empty_like(like)
+        empty = (
+            torch.empty(len(self.x), dtype=self.x.dtype, device=self.x.device) if like is None else torch.empty_like(like)
+        )
         return -empty.exponential_(generator=self.generator)
 
     def jitter(self, share: float) -> Tensor | float:
@@ -246,7 +248,7 @@ def metropolis(
     """The chain that `mala` and `hmc` share: warm up, then `steps` Metropolis steps of one size."""
     check_chain(x, mask, generator)
     start, scale, beta = x.detach(), check_scale(x, config.scale), 1 / config.temperature
-    noise, faults = Noise(start, mask, generator), FirstFault(start)
+    noise, faults = Noise(start, mask, generator), FirstFault(start, config.warmup)
     with frozen(energy), torch.no_grad():
         target = target_of(energy, context, mask, config.backend)
         state = begin(energy, target, start, project, mask)
@@ -254,9 +256,10 @@ def metropolis(
         history = History(config.record, config.keep)
         accepted = torch.zeros_like(state.energy)
         for k in range(-config.warmup, config.steps):
+            before = state
             state, proposal = hamiltonian_step(
                 target,
-                state,
+                before,
                 noise.momentum(),
                 noise.log_uniform(),
                 (adapted.exploring if k < 0 else adapted.settled) * noise.jitter(jitter),
@@ -270,7 +273,7 @@ def metropolis(
                 adapted.update(proposal.accept.mean())
             else:
                 accepted += proposal.is_accepted
-                history.add(k, state, proposal)
+                history.add(k, before, state, proposal)
         faults.check(energy, "energy")
     return state.x, history.info(state, accepted / max(config.steps, 1), adapted.settled if config.warmup else None)
 
@@ -300,7 +303,7 @@ def begin(
 
 def within(project: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor] | None:
     """Whether a place is one that `project` leaves as it is, `(B, *event) -> (B,)`."""
-    return None if project is None else lambda x: (project(x) == x).flatten(1).all(1)
+    return None if project is None else lambda x: rows(project(x) == x).all(1)
 
 
 class History:
@@ -313,14 +316,14 @@ class History:
         self.errors: list[Tensor] = []
         self.states: list[Tensor] = []
 
-    def add(self, k: int, state: State, proposal: Proposal) -> None:
+    def add(self, k: int, before: State, after: State, proposal: Proposal) -> None:
         """Take in step k, counted from 0."""
         if self.record:
-            self.energies.append(state.energy)
-            self.norms.append(state.gradient.flatten(1).norm(dim=1))
+            self.energies.append(before.energy)
+            self.norms.append(rows(before.gradient).norm(dim=1))
             self.errors.append(proposal.error)
         if self.keep and (k + 1) % self.keep == 0:
-            self.states.append(state.x)
+            self.states.append(after.x)
 
     def info(self, last: State, acceptance: Tensor, step_size: Tensor | None) -> Info:
         """The chain's `Info`."""
