@@ -11,16 +11,17 @@ from torch import Tensor
 
 from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.normaliser import check_scaling
-from ebmtraj.datasets.windows import Batch, Past, TransitionData, spread_index
+from ebmtraj.datasets.windows import Batch, Past, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.base import TiltedBase
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.loop import Stage
-from ebmtraj.training.losses import NoiseConfig, denoising_score_matching, gaussian_nll
+from ebmtraj.training.losses import NoiseConfig
 from ebmtraj.trajectories.history import check_history, forgotten, moves
 from ebmtraj.trajectories.model import TransitionModel, check_network
+from ebmtraj.trajectories.tilted import TiltedLosses
 
 LADDER = Ladder(levels=4, sigma_max=20.0, sigma_min=0.02, spacing="angle", predictor="midpoint")
 
@@ -64,7 +65,7 @@ class ResidualConfig:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
 
 
-class ResidualModel(TransitionModel):
+class ResidualModel(TiltedLosses, TransitionModel):
     """Fit the base by its likelihood, freeze it, train a model of its residual by score matching.
 
     A subclass makes `tilted` and names the second stage. With history, both see the moves that led to the state.
@@ -133,26 +134,6 @@ class ResidualModel(TransitionModel):
         past, controls = past or self.no_past(state), self.config.previous_control
         before = moves(self.normaliser, state, past, controls=controls, noise=noise, generator=generator)
         return torch.cat((context, before.flatten(1)), dim=-1)
-
-    def _base_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch, generator)
-        mean, log_std = self.tilted.base_net(context)
-        with torch.no_grad():
-            validation = gaussian_nll(z, mean, log_std).mean()
-        return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
-
-    @torch.no_grad()
-    def _calibrate(self, data: TransitionData, most: int = 65536) -> None:
-        self.tilted.calibrate(*self._coordinates(data.at(spread_index(data, most))))
-
-    def _residual_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch, generator)
-        with torch.no_grad():
-            base = self.tilted.base(context)
-            r = self.tilted.residual(z, base)
-        prepared = self.tilted.prepare(context, base)
-        loss = denoising_score_matching(self.tilted.tilt, r, prepared, self.config.noise, generator).mean()
-        return loss, {"validation": loss.detach()}
 
     @torch.no_grad()
     def sample_next(
