@@ -37,6 +37,7 @@ class Entry:
     needs: tuple[str, ...] = ()  # names of `trainings.TRAININGS`
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     privileged: bool = False  # it knows what is in no state: the simulator, or the policy that made the data
+    env: str | None = None  # the only environment that it acts on; None: any
     episodes: int | None = None  # at most so many in a comparison, where it is slow
 
     def config(self, task: str = "", changes: Mapping[str, Any] | None = None) -> Any:
@@ -62,7 +63,14 @@ def _cloned(about: str, need: str, **settings: Mapping[str, Any]) -> Entry:
 
 def _commanded(about: str, **all: Any) -> Entry:
     """The policy that made the data."""
-    return Entry(about, CommandedConfig, lambda trained, config: Commanded(config), settings={"": all}, privileged=True)
+    return Entry(
+        about,
+        CommandedConfig,
+        lambda trained, config: Commanded(config),
+        settings={"": all},
+        privileged=True,
+        env="hand-cube",
+    )
 
 
 CONTROLLERS: dict[str, Entry] = {
