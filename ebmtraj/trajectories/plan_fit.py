@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,19 @@ def train_plan(
         write_json(run.path / "versions.json", {**versions(), **machine(), **describe(where)})
         write_atomic(run.config, recipes.to_toml(recipe))
     return train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress), recipe
+
+
+def plan_step_seconds(recipe: PlanRecipe) -> float:
+    """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept.
+
+    On the validation split, which is read sooner; see `fit.step_cpu_seconds`.
+    """
+    use_threads(1)
+    store = Store.open(recipe.data)
+    model = _fresh(recipe, store)
+    data = _windows(store, "validation", recipe, torch.device("cpu"))
+    model.prepare(data)
+    return step_time(model, data, recipe.training, clock=time.thread_time)
 
 
 def load_plan_model(run: Path, device: torch.device | str = "cpu") -> tuple[WindowModel, dict[str, Any]]:

@@ -1,0 +1,81 @@
+"""Every controller of a comparison by name: one line each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ebmtraj.config import build, merge
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.trajectories.control import Controller, WindowPlanner
+from ebmtraj.trajectories.controllers.simple import HoldConfig, HoldStill, RandomActions, RandomConfig
+from ebmtraj.trajectories.controllers.trainings import check_trainings
+from ebmtraj.trajectories.plan import PlannerConfig
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A way to choose actions: what it is, what must be trained for it, and how it is made.
+
+    `make(trained, settings)` is given the models of `needs` by their names and a `Config`. `settings` are its own for each
+    kind of task, those under "" for all; they were chosen on validation starts.
+    """
+
+    about: str
+    Config: Any  # a frozen dataclass
+    make: Callable[[Mapping[str, Any], Any], Controller]
+    needs: tuple[str, ...] = ()  # names of `trainings.TRAININGS`
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    privileged: bool = False  # it knows what is in no state: the simulator, or the policy that made the data
+    episodes: int | None = None  # at most so many in a comparison, where it is slow
+
+    def config(self, task: str = "", changes: Mapping[str, Any] | None = None) -> Any:
+        """Its settings for a kind of task; raises `EbmtrajError` for a key or value that it does not take."""
+        values: dict[str, Any] = merge(self.settings.get("", {}), self.settings.get(task, {}))
+        return build(self.Config, merge(values, changes or {}), "settings")
+
+
+def _window(trained: Mapping[str, Any], config: PlannerConfig) -> WindowPlanner:
+    return WindowPlanner(trained["window"], config)
+
+
+def _planner(about: str, **settings: Mapping[str, Any]) -> Entry:
+    """Plans from the window energy under some settings; `every` task's stand under `all`."""
+    own = {("" if task == "all" else task): values for task, values in settings.items()}
+    return Entry(about, PlannerConfig, _window, ("window",), own)
+
+
+CONTROLLERS: dict[str, Entry] = {
+    "ours": _planner("window energy, guided by the task cost"),
+    "unguided": _planner("window energy without the task", all={"candidates": 1, "guidance": 0.0}),
+    "best-of-32": _planner("window energy, best of 32 by expected cost", all={"candidates": 32, "guidance": 0.0}),
+    "base": _planner("its Gaussian base alone, guided", all={"prior": False}),
+    "base-best-of-32": _planner(
+        "its Gaussian base alone, best of 32", all={"prior": False, "candidates": 32, "guidance": 0.0}
+    ),
+    "hold": Entry("the joints stay where they are at the start", HoldConfig, lambda trained, config: HoldStill(config)),
+    "random": Entry("random actions", RandomConfig, lambda trained, config: RandomActions(config)),
+}
+
+
+def find_controller(name: str) -> Entry:
+    """The entry of this name; raises `EbmtrajError` with the nearest one otherwise."""
+    if name not in CONTROLLERS:
+        close = difflib.get_close_matches(name, CONTROLLERS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"use {', '.join(CONTROLLERS)}"
+        raise EbmtrajError(f"unknown model {name!r}; {hint}")
+    return CONTROLLERS[name]
+
+
+def make_controller(
+    name: str, trained: Mapping[str, Any], task: str = "", changes: Mapping[str, Any] | None = None
+) -> Controller:
+    """The controller of this name for a kind of task, such as rotate or reorient, from trained models by their names.
+
+    Raises `EbmtrajError` for an unknown name or setting, and for a model that is missing.
+    """
+    entry = find_controller(name)
+    check_trainings(entry.needs, dict(trained))
+    return entry.make(trained, entry.config(task, changes))
