@@ -26,7 +26,10 @@ class EnsembleLinear(nn.Module):
 
 
 class EnsembleGaussianMLP(nn.Module):
-    """`GaussianMLP`, `members` times over: `(B, inputs) -> (M, B, outputs), (M, B, outputs)`."""
+    """`GaussianMLP`, `members` times over: `(B, inputs) -> (M, B, outputs), (M, B, outputs)`.
+
+    Inputs `(M, B, inputs)` are each member's own.
+    """
 
     def __init__(
         self, members: int, inputs: int, outputs: int, *, width: int = 128, depth: int = 3, low: float, high: float
@@ -39,7 +42,7 @@ class EnsembleGaussianMLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of every member."""
-        h = inputs.expand(self.members, *inputs.shape)
+        h = inputs.expand(self.members, *inputs.shape[-2:])
         for i, layer in enumerate(self.layers):
             h = layer(h if i == 0 else F.silu(h))
         mean, raw = h.chunk(2, dim=-1)

@@ -40,6 +40,7 @@ class TransitionModel(Trainable):
     name: ClassVar[str]
     Config: ClassVar[type]
     training_defaults: ClassVar[dict[str, Any]] = {}  # of the recipe's `training`, where they differ from the usual ones
+    members: int = 0  # networks that expect a next state each, see `expected_move`; 0: it can't be asked
     action_defaults: ClassVar[dict[str, Any]] = {}  # of the recipe's `network`, for models that are given actions
 
     def __init__(self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: Any) -> None:
@@ -90,6 +91,10 @@ class TransitionModel(Trainable):
         if self.history and past is not None and generator is not None and self.training:
             past, noise = forgotten(past, self.config.forget, generator), self.config.history_noise
         return self.seen(batch.state, batch.action, past, noise, generator)
+
+    def expected_move(self, state: Tensor, seen: Tensor) -> Tensor:
+        """Each member's expected increment, normalised, `(M, B, S), (M, B, C) -> (M, B, D)`, given what `seen` gives."""
+        raise EbmtrajError(f"model {self.name} expects no next state")
 
     @abc.abstractmethod
     def sample_next(

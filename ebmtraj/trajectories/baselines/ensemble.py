@@ -67,6 +67,7 @@ class EnsembleModel(TransitionModel):
         self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: EnsembleConfig
     ) -> None:
         super().__init__(state_fields, action_fields, actions=actions, config=config)
+        self.members = config.members
         self.net = EnsembleGaussianMLP(
             config.members,
             self.context_size + self.moves_size,
@@ -110,6 +111,11 @@ class EnsembleModel(TransitionModel):
         if self.config.bootstrap:
             loss = loss * self.resample(batch)
         return loss.mean(), {}
+
+    def expected_move(self, state: Tensor, seen: Tensor) -> Tensor:
+        """The mean of each member's Gaussian, see `TransitionModel.expected_move`."""
+        mean: Tensor = self.net(seen)[0]
+        return mean
 
     @torch.no_grad()
     def sample_next(

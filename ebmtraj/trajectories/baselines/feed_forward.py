@@ -40,6 +40,7 @@ class FeedForwardModel(TransitionModel):
     """One prediction, no spread."""
 
     name = "fc"
+    members = 1
     Config = FeedForwardConfig
     config: FeedForwardConfig
 
@@ -63,6 +64,14 @@ class FeedForwardModel(TransitionModel):
         else:
             target = self.normaliser.delta(batch.state, batch.next_state)
         return (predicted - target).square().mean(), {}
+
+    def expected_move(self, state: Tensor, seen: Tensor) -> Tensor:
+        """The prediction, see `TransitionModel.expected_move`."""
+        predicted: Tensor = self.net(seen)
+        if self.config.space == "delta":
+            return predicted
+        following = self.normaliser.increments.project(self.normaliser.restore_state(predicted), state)
+        return self.normaliser.delta(state, following)
 
     @torch.no_grad()
     def sample_next(
