@@ -20,7 +20,14 @@ from ebmtraj.trajectories.measure import rotation_task
 
 NETWORK = {
     "plan": ("network.width=16", "network.horizons=[2,8,12]"),
+    "clone": ("network.width=16", "network.horizons=[2,8,12]"),
     "transition": ("network.width=16", "network.depth=1"),
+}
+
+
+QUICK: dict[str, dict[str, Any]] = {  # settings of slow controllers
+    "simulator": {"samples": 2, "horizon": 3, "every": 2},
+    "simulator-prior": {"samples": 2, "horizon": 3, "every": 2, "redraw": 2},
 }
 
 
@@ -64,10 +71,10 @@ def test_every_controller_acts_within_bounds_and_repeats_itself(name: str, kind:
         assert found.control_seconds > 0
         return found.actions
 
-    controller = make_controller(name, trained, kind)
+    controller = make_controller(name, trained, kind, QUICK.get(name))
     first = run(controller)
     torch.testing.assert_close(run(controller), first, rtol=0, atol=0)  # begun again, it forgets all that was
-    torch.testing.assert_close(run(make_controller(name, trained, kind)), first, rtol=0, atol=0)
+    torch.testing.assert_close(run(make_controller(name, trained, kind, QUICK.get(name))), first, rtol=0, atol=0)
     env.close()
 
 

@@ -53,6 +53,24 @@ def moves(
     return torch.cat((seen, known.to(seen.dtype)), dim=-1)
 
 
+def present(normaliser: Normaliser, state: Tensor, past: Past) -> Tensor:
+    """What is seen of states `(B, S)` and a past with actions: the state, the move that led to it, the past's actions.
+
+    All normalised, `(B, present_size)`; an action that is not known is 0, and a flag beside each says so.
+    """
+    assert past.action is not None
+    move = moves(normaliser, state, past.recent(1))[:, 0, :-1]
+    known = past.valid.unsqueeze(-1)
+    controls = (past.action - normaliser.action_mean) / normaliser.action_scale
+    seen = torch.cat((torch.where(known, controls, 0.0), known.to(controls.dtype)), dim=-1)
+    return torch.cat((normaliser.context(state), move, seen.flatten(1)), dim=-1)
+
+
+def present_size(normaliser: Normaliser, controls: int) -> int:
+    """How many numbers `present` gives with that many actions of the past."""
+    return normaliser.increments.feature_size + normaliser.increments.size + controls * (len(normaliser.action_mean) + 1)
+
+
 def forgotten(past: Past, share: float, generator: torch.Generator) -> Past:
     """`past` cut short in a random `share` of the batch: of H states, the latest 0 to H - 1 remain.
 

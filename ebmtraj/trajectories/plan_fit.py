@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ from ebmtraj.fields import fields_from_json
 from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
 from ebmtraj.training.checkpoint import load_tensors, load_weights
 from ebmtraj.training.loop import Progress, Result, TrainingConfig, step_time, steps_within, train
-from ebmtraj.trajectories.fit import check_complete, check_episodes, check_same
+from ebmtraj.trajectories.fit import KeptRecipe, check_complete, check_episodes, check_same
 from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
 
 CHECKPOINT = Path("checkpoints") / "best.safetensors"
@@ -39,6 +39,33 @@ class PlanRecipe:
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
             raise EbmtrajError(f"unknown prior {self.prior!r}; use one of {', '.join(PRIORS)}")
+
+
+class WindowNetwork(Protocol):
+    """What the settings of a model that learns from windows say of them."""
+
+    @property
+    def actions(self) -> int:
+        """Actions of a window."""
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Steps ahead at which states are seen."""
+
+    @property
+    def controls(self) -> int:
+        """Actions before the present that are seen."""
+
+
+class KeptWindowRecipe(KeptRecipe, Protocol):
+    """The recipe of a run on windows, as a frozen dataclass."""
+
+    @property
+    def network(self) -> WindowNetwork:
+        """Settings of the model."""
+
+
+WindowRecipe = TypeVar("WindowRecipe", bound=KeptWindowRecipe)
 
 
 def load_plan_recipe(
@@ -64,6 +91,28 @@ def train_plan(
     With `resume`, an unfinished run goes on to the same bits on CPU; a run that is not there yet is begun. Raises
     `EbmtrajError` where the store or run is not fit, or training diverges for good.
     """
+    return train_on_windows(
+        recipe,
+        path,
+        _fresh,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def train_on_windows(
+    recipe: WindowRecipe,
+    path: Path,
+    fresh: Callable[[WindowRecipe, Store], Any],
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Result, WindowRecipe]:
+    """Train any model that learns from windows of a store, made by `fresh(recipe, store)`; see `train_plan`."""
     where = choose_device(device)
     use_threads(recipe.training.threads)
     store = Store.open(recipe.data)
@@ -73,10 +122,10 @@ def train_plan(
     going_on = resume and (path / "config.toml").exists()
     if going_on:
         run = Run.open(path)
-        own = recipes.build(PlanRecipe, recipes.read_toml(run.config), f"recipe {run.config}")
+        own = recipes.build(type(recipe), recipes.read_toml(run.config), f"recipe {run.config}")
         recipe = check_same(recipe, own, run)
-    model = _fresh(recipe, store).to(where)
-    data, held_out = (_windows(store, split, recipe, where) for split in ("train", "validation"))
+    model = fresh(recipe, store).to(where)
+    data, held_out = (windows_of(store, split, recipe, where) for split in ("train", "validation"))
     model.prepare(data)
     if not going_on:
         if recipe.training.seconds is not None:
@@ -90,14 +139,16 @@ def train_plan(
 
 
 def plan_step_seconds(recipe: PlanRecipe) -> float:
-    """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept.
+    """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept."""
+    return window_step_seconds(recipe, _fresh)
 
-    On the validation split, which is read sooner; see `fit.step_cpu_seconds`.
-    """
+
+def window_step_seconds(recipe: WindowRecipe, fresh: Callable[[WindowRecipe, Store], Any]) -> float:
+    """As `plan_step_seconds`, of any model that learns from windows; on the validation split, which is read sooner."""
     use_threads(1)
     store = Store.open(recipe.data)
-    model = _fresh(recipe, store)
-    data = _windows(store, "validation", recipe, torch.device("cpu"))
+    model = fresh(recipe, store)
+    data = windows_of(store, "validation", recipe, torch.device("cpu"))
     model.prepare(data)
     return step_time(model, data, recipe.training, clock=time.thread_time)
 
@@ -132,16 +183,25 @@ def load_plan_model(run: Path, device: torch.device | str = "cpu") -> tuple[Wind
 
 def _fresh(recipe: PlanRecipe, store: Store) -> WindowModel:
     """The model before its first step, its weights drawn from the seed."""
-    said = store.attributes.get("env_attributes", {}).get("state")
-    environment = {"env": store.attributes["env"], "env_kwargs": store.attributes["env_kwargs"], "state": said or "auto"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
         return WindowModel(
-            store.state_fields, store.action_fields, prior=recipe.prior, config=recipe.network, environment=environment
+            store.state_fields,
+            store.action_fields,
+            prior=recipe.prior,
+            config=recipe.network,
+            environment=environment_of(store),
         )
 
 
-def _windows(store: Store, split: str, recipe: PlanRecipe, device: torch.device) -> Windows:
+def environment_of(store: Store) -> dict[str, Any]:
+    """In which simulator plans learnt from a store can be carried out: what `make_batch` is given."""
+    said = store.attributes.get("env_attributes", {}).get("state")
+    return {"env": store.attributes["env"], "env_kwargs": store.attributes["env_kwargs"], "state": said or "auto"}
+
+
+def windows_of(store: Store, split: str, recipe: KeptWindowRecipe, device: torch.device) -> Windows:
+    """The windows of a split that a recipe asks for; raises `EbmtrajError` as `Windows.load`."""
     limit = (recipe.training.episodes or None) if split == "train" else None
     network = recipe.network
     return Windows.load(

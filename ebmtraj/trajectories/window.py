@@ -21,7 +21,7 @@ from ebmtraj.nets.ensemble import EnsembleMLP
 from ebmtraj.training.loop import Stage, Trainable
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching, gaussian_nll
 from ebmtraj.trajectories.baselines.field import FieldTransition
-from ebmtraj.trajectories.history import moves
+from ebmtraj.trajectories.history import present, present_size
 from ebmtraj.trajectories.model import check_network
 from ebmtraj.trajectories.terms.term import Path
 
@@ -118,7 +118,7 @@ class WindowModel(Trainable):
         self.state_size, self.action_size = total_size(state_fields), total_size(action_fields)
         move = self.normaliser.increments.size
         event, outcomes = config.actions * self.action_size, len(config.horizons) * move
-        context = self.normaliser.increments.feature_size + move + config.controls * (self.action_size + 1)
+        context = present_size(self.normaliser, config.controls)
         width, depth = config.width, config.depth
         self.tilted = PRIORS[prior](event, context, width=width, depth=depth, mildness=config.mildness, bound=config.bound)
         self.outcome = EnsembleMLP(config.members, event, context, outcomes, width=width, depth=depth)
@@ -162,12 +162,7 @@ class WindowModel(Trainable):
 
     def context(self, state: Tensor, past: Past) -> Tensor:
         """What the networks see of the present, `(B, S) -> (B, C)`; `past` holds `controls` states and actions."""
-        assert past.action is not None
-        move = moves(self.normaliser, state, past.recent(1))[:, 0, :-1]
-        known = past.valid.unsqueeze(-1)
-        controls = (past.action - self.normaliser.action_mean) / self.normaliser.action_scale
-        seen = torch.cat((torch.where(known, controls, 0.0), known.to(controls.dtype)), dim=-1)
-        return torch.cat((self.normaliser.context(state), move, seen.flatten(1)), dim=-1)
+        return present(self.normaliser, state, past)
 
     def normalised(self, actions: Tensor) -> Tensor:
         """Actions `(B, W, A)` as the networks see them, `(B, W * A)`."""

@@ -10,6 +10,14 @@ from typing import Any
 from ebmtraj.config import build, merge
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.trajectories.control import Controller, WindowPlanner
+from ebmtraj.trajectories.controllers.cloned import CloneControlConfig, Cloned
+from ebmtraj.trajectories.controllers.commanded import Commanded, CommandedConfig
+from ebmtraj.trajectories.controllers.predictive import (
+    AroundThePlan,
+    FromThePrior,
+    PredictiveConfig,
+    PredictiveSampling,
+)
 from ebmtraj.trajectories.controllers.simple import HoldConfig, HoldStill, RandomActions, RandomConfig
 from ebmtraj.trajectories.controllers.trainings import check_trainings
 from ebmtraj.trajectories.plan import PlannerConfig
@@ -47,6 +55,16 @@ def _planner(about: str, **settings: Mapping[str, Any]) -> Entry:
     return Entry(about, PlannerConfig, _window, ("window",), own)
 
 
+def _cloned(about: str, need: str, **settings: Mapping[str, Any]) -> Entry:
+    """A cloned policy under some settings for each task."""
+    return Entry(about, CloneControlConfig, lambda trained, config: Cloned(trained[need], config), (need,), settings)
+
+
+def _commanded(about: str, **all: Any) -> Entry:
+    """The policy that made the data."""
+    return Entry(about, CommandedConfig, lambda trained, config: Commanded(config), settings={"": all}, privileged=True)
+
+
 CONTROLLERS: dict[str, Entry] = {
     "ours": _planner("window energy, guided by the task cost"),
     "unguided": _planner("window energy without the task", all={"candidates": 1, "guidance": 0.0}),
@@ -54,6 +72,26 @@ CONTROLLERS: dict[str, Entry] = {
     "base": _planner("its Gaussian base alone, guided", all={"prior": False}),
     "base-best-of-32": _planner(
         "its Gaussian base alone, best of 32", all={"prior": False, "candidates": 32, "guidance": 0.0}
+    ),
+    "bc": _cloned("behaviour cloning, told nothing", "clone"),
+    "bc-axis": _cloned("behaviour cloning, told the axis that hindsight found", "clone-axis"),
+    "bc-goal": _cloned("behaviour cloning, told an orientation reached later", "clone-goal"),
+    "commanded": _commanded("the data's policy given its command; for goals a servo that commands the nearest axis"),
+    "commanded-random": _commanded("the same with every 4th action random, as in the data", random_every=4),
+    "simulator": Entry(
+        "predictive sampling in the true simulator, around the previous plan",
+        PredictiveConfig,
+        lambda trained, config: PredictiveSampling(AroundThePlan(config), config),
+        privileged=True,
+        episodes=48,
+    ),
+    "simulator-prior": Entry(
+        "predictive sampling in the true simulator, from the window energy",
+        PredictiveConfig,
+        lambda trained, config: PredictiveSampling(FromThePrior(trained["window"], config), config),
+        ("window",),
+        privileged=True,
+        episodes=48,
     ),
     "hold": Entry("the joints stay where they are at the start", HoldConfig, lambda trained, config: HoldStill(config)),
     "random": Entry("random actions", RandomConfig, lambda trained, config: RandomActions(config)),

@@ -13,6 +13,7 @@ import torch
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.loop import Result
+from ebmtraj.trajectories.clone_fit import clone_step_seconds, load_clone, load_clone_recipe, train_clone
 from ebmtraj.trajectories.fit import load_recipe, step_cpu_seconds, train_transition
 from ebmtraj.trajectories.plan_fit import CHECKPOINT, load_plan_model, load_plan_recipe, plan_step_seconds, train_plan
 from ebmtraj.trajectories.registry import load_model
@@ -30,6 +31,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "plan": Kind(load_plan_recipe, train_plan, plan_step_seconds, load_plan_model),
+    "clone": Kind(load_clone_recipe, train_clone, clone_step_seconds, load_clone),
     "transition": Kind(load_recipe, train_transition, step_cpu_seconds, lambda run: load_model(run / CHECKPOINT)),
 }
 
@@ -71,6 +73,9 @@ class Training:
 
 TRAININGS: dict[str, Training] = {
     "window": Training("plan"),
+    "clone": Training("clone"),
+    "clone-axis": Training("clone", ("label=axis",)),
+    "clone-goal": Training("clone", ("label=goal",)),
 }
 
 
