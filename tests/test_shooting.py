@@ -191,7 +191,8 @@ def test_each_member_imagines_a_future_of_its_own() -> None:
     after = dynamics.step(dynamics.step(now, batch.action), batch.action).state
     for k in range(3):
         one = fitted("ensemble", members=3)
-        for layer in one.net.layers:  # every member made the k-th
+        net: Any = one.net
+        for layer in net.layers:  # every member made the k-th
             layer.weight.copy_(layer.weight[k].expand_as(layer.weight).clone())
             layer.bias.copy_(layer.bias[k].expand_as(layer.bias).clone())
         alone = Dynamics(one)

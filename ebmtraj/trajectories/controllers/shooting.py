@@ -85,7 +85,8 @@ class Shooting:
             raise EbmtrajError("the behaviour prior and the one-step model were trained on other states or actions")
         self.seen = max(1, model.history, 0 if prior is None else prior.config.controls)
         low, high = zip(*(limit for f in model.action_fields for limit in zip(*f.limits(), strict=True)), strict=True)
-        self.low, self.high = torch.tensor(low), torch.tensor(high)
+        device = model.normaliser.action_mean.device
+        self.low, self.high = torch.tensor(low, device=device), torch.tensor(high, device=device)
 
     def begin(self, env: BatchEnv, state: Tensor, task: TaskCost, generator: torch.Generator) -> None:
         """Forget the past; see `Controller.begin`."""
@@ -124,7 +125,7 @@ class Shooting:
             tried = self._tried(given, known, None if gaussian else elites)
             known, elites = steps, best(tried.actions, tried.cost, config.elites)[0]
             if config.method == "mppi":
-                mean = path_integral(tried.actions, tried.cost, config.temperature)
+                mean = path_integral(tried.actions, tried.cost, config.temperature).clamp(self.low, self.high)
                 kept = mean.unsqueeze(1)
             else:
                 momentum = config.momentum if gaussian else 0.0  # a prior's sequences were not drawn around the mean
