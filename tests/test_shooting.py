@@ -199,6 +199,11 @@ def test_each_member_imagines_a_future_of_its_own() -> None:
         alike = alone.step(alone.step(now, batch.action), batch.action).state
         torch.testing.assert_close(after[k], alike[0])
     assert not torch.allclose(after[0], after[1])
+    few = Dynamics(model, 2)
+    now = few.begin(batch.state, batch.past)
+    torch.testing.assert_close(few.step(few.step(now, batch.action), batch.action).state, after[:2])
+    with pytest.raises(EbmtrajError, match="members = 4; the model has 3"):
+        Dynamics(model, 4)
     gaussian = make_model("gaussian", STATE, PUSH, actions=True, network={})
     with pytest.raises(EbmtrajError, match="imagine futures with fc or ensemble"):
         Dynamics(gaussian)

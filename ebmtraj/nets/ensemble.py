@@ -21,14 +21,14 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each member's product with its own inputs."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        """Each member's product with its own inputs; of fewer inputs than members, the first members'."""
+        return torch.baddbmm(self.bias[: len(x)], x, self.weight[: len(x)])
 
 
 class EnsembleGaussianMLP(nn.Module):
     """`GaussianMLP`, `members` times over: `(B, inputs) -> (M, B, outputs), (M, B, outputs)`.
 
-    Inputs `(M, B, inputs)` are each member's own.
+    Inputs `(M, B, inputs)` are each member's own, or the first M members' where these are fewer.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class EnsembleGaussianMLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of every member."""
-        h = inputs.expand(self.members, *inputs.shape[-2:])
+        h = inputs if inputs.dim() == 3 else inputs.expand(self.members, *inputs.shape)
         for i, layer in enumerate(self.layers):
             h = layer(h if i == 0 else F.silu(h))
         mean, raw = h.chunk(2, dim=-1)

@@ -30,14 +30,19 @@ class Dynamics:
     disagreement grows along it as their errors do. A model with history remembers the moves that it expected.
     """
 
-    def __init__(self, model: TransitionModel) -> None:
-        """Raises `EbmtrajError` for a model that is given no actions or expects no next state."""
+    def __init__(self, model: TransitionModel, members: int = 0) -> None:
+        """Only the first `members` imagine, or all with 0.
+
+        Raises `EbmtrajError` for a model that is given no actions or expects no next state, or has fewer members.
+        """
         if not model.actions:
             raise EbmtrajError("imagined futures need a model that is given actions; train it with --actions")
         if model.members < 1:
             raise EbmtrajError(f"model {model.name} expects no next state; imagine futures with fc or ensemble")
         self.model, self.normaliser = model, model.normaliser
-        self.members = model.members
+        if members > model.members:
+            raise EbmtrajError(f"controller: members = {members}; the model has {model.members}")
+        self.members = members or model.members
         self.controls = bool(getattr(model.config, "previous_control", False))
         self.gaussianised = bool(getattr(model.config, "gaussianise", False))
 

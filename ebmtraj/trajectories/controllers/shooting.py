@@ -40,6 +40,7 @@ class ShootingConfig:
     energy: bool = True  # of a behaviour prior: false: the Gaussian base alone
     levels: int = 6  # noise levels of a behaviour prior's draw
     renoise: float = 0.0  # of rounds after the first, by the prior: level from which elites are drawn anew; 0: Gaussians
+    members: int = 0  # of an ensemble that imagine, its first ones; 0: all
     judge: int = 4  # steps between the states that the task judges
     every: int = 2  # control steps between plans
 
@@ -58,10 +59,12 @@ class ShootingConfig:
                 f"controller: horizon = {self.horizon}, judge = {self.judge}, every = {self.every}; neither of the latter "
                 "may be above the horizon"
             )
-        positive, not_negative = ("temperature", "spread"), ("least", "pessimism", "renoise")
-        for name in (*positive, *not_negative):
-            if getattr(self, name) < 0 or (name in positive and getattr(self, name) == 0):
-                raise EbmtrajError(f"controller: {name} = {getattr(self, name)}; it must not be below 0, or 0 for a spread")
+        for name in ("temperature", "spread", "least"):
+            if getattr(self, name) <= 0:
+                raise EbmtrajError(f"controller: {name} = {getattr(self, name)}; it needs more than 0")
+        for name in ("pessimism", "renoise", "members"):
+            if getattr(self, name) < 0:
+                raise EbmtrajError(f"controller: {name} = {getattr(self, name)}; it needs 0 or more")
         if not 0 <= self.momentum < 1 or not 0 <= self.smooth < 1:
             raise EbmtrajError(
                 f"controller: momentum = {self.momentum}, smooth = {self.smooth}; both need to be from 0 to below 1"
@@ -79,7 +82,7 @@ class Shooting:
     def __init__(self, model: TransitionModel, config: ShootingConfig, prior: WindowModel | None = None) -> None:
         """Raises `EbmtrajError` where the two models, or the model and the task's actions, do not go together."""
         self.model, self.config = model, config
-        self.dynamics = Dynamics(model)
+        self.dynamics = Dynamics(model, config.members)
         self.prior = None if prior is None else Behaviour(prior, energy=config.energy, levels=config.levels)
         if prior is not None and (prior.state_fields, prior.action_fields) != (model.state_fields, model.action_fields):
             raise EbmtrajError("the behaviour prior and the one-step model were trained on other states or actions")
