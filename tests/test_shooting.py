@@ -241,7 +241,7 @@ def test_behaviour_is_drawn_from_the_prior_and_mutations_stay_near(energy: bool)
 class Asked:
     """A prior that pushes by the imagined speed, and notes what it is asked."""
 
-    length = 4
+    length, most = 4, 0.1
 
     def __init__(self) -> None:
         self.states: list[Tensor] = []
@@ -250,7 +250,7 @@ class Asked:
     def draw(self, state: Tensor, past: Past, generator: Any, near: Tensor | None = None, renoise: float = 0.0) -> Tensor:
         self.states.append(state)
         self.pasts.append(past)
-        return 0.1 * (1 + torch.arange(len(state))).view(-1, 1, 1).expand(-1, 4, 1)
+        return self.most * (1 + torch.arange(len(state))).view(-1, 1, 1).expand(-1, 4, 1)
 
 
 def test_a_priors_windows_are_drawn_along_the_imagined_future() -> None:
@@ -269,10 +269,27 @@ def test_a_priors_windows_are_drawn_along_the_imagined_future() -> None:
     assert float(first.action) == pytest.approx(0.6)  # the goal is far: the hardest push is best
     controller(start, first.action)
     asked.states.clear()
+    asked.most = -0.05  # nothing new is good, so what is kept of the last plan goes on
     third = controller(torch.tensor([[0.3, 0.3]]), first.action)
-    assert float(third.action) == pytest.approx(0.6)
     assert torch.equal(asked.states[0], torch.tensor([[0.3, 0.3]]).repeat(6, 1))
-    assert controller._kept is not None
+    assert float(third.action) == pytest.approx(0.6)
+    assert third.path is not None
+    assert third.path.actions is not None
+    torch.testing.assert_close(third.path.actions[0, :, 0], torch.tensor([0.6] * 6 + [-0.05] * 2))  # the prior ends it
+
+
+def test_a_plan_goes_on_where_the_last_one_was_left() -> None:
+    config = ShootingConfig(
+        method="mppi", horizon=6, judge=1, every=2, rounds=1, candidates=4, elites=1, keep=0, spread=1e-6
+    )
+    controller = Shooting(Cart(), config)
+    start = torch.zeros(1, 2)
+    controller.begin(ENV, start, lq_task(), seeded(0))
+    controller._mean = torch.linspace(0, 1, 6).view(1, 6, 1)
+    taken = [controller(start, None).action]
+    for _ in range(5):
+        taken.append(controller(start, taken[-1]).action)
+    torch.testing.assert_close(torch.cat(taken)[:, 0], torch.linspace(0, 1, 6), atol=1e-4, rtol=0.0)
 
 
 @pytest.mark.parametrize(
