@@ -114,8 +114,7 @@ class EnsembleModel(TransitionModel):
 
     def expected_move(self, state: Tensor, seen: Tensor) -> Tensor:
         """The mean of each member's Gaussian, see `TransitionModel.expected_move`."""
-        mean: Tensor = self.net(seen)[0]
-        return mean
+        return self.net.mean(seen)
 
     @torch.no_grad()
     def sample_next(
