@@ -19,7 +19,7 @@ from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import NoiseConfig
-from ebmtraj.trajectories.history import check_history, forgotten, moves
+from ebmtraj.trajectories.history import check_history
 from ebmtraj.trajectories.model import TransitionModel, check_network
 from ebmtraj.trajectories.tilted import TiltedLosses
 
@@ -55,11 +55,7 @@ class ResidualConfig:
                 f"network: base_share = {self.base_share}, mildness = {self.mildness}, bound = {self.bound}, "
                 f"beta = {self.beta}; it needs 0 < base_share < 1, 0 <= mildness <= 1, bound > 0 and beta >= 0"
             )
-        check_history(self.history, self.history_noise, self.forget)
-        if self.previous_control and self.history == 0:
-            raise EbmtrajError(
-                "network.previous_control = true needs a past; set network.history = 1 or more, or it to false"
-            )
+        check_history(self.history, self.history_noise, self.forget, self.previous_control)
         check_scaling(self.whiten, self.gaussianise)
         if self.sampler.ladder is None:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
@@ -88,10 +84,7 @@ class ResidualModel(TiltedLosses, TransitionModel):
         self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: ResidualConfig
     ) -> None:
         super().__init__(state_fields, action_fields, actions=actions, config=config)
-        if config.previous_control and not actions:  # a rollout without actions has no previous one either
-            raise EbmtrajError("network.previous_control = true: model is given no actions; add --actions or drop it")
-        controls = self.action_size if config.previous_control else 0
-        self.context_size += config.history * (self.delta_size + controls + 1)
+        self.context_size += self.moves_size
 
     def prepare(self, data: TransitionData) -> None:
         """As every model; where no base is learnt, nothing but a constant spread is, here."""
@@ -111,36 +104,14 @@ class ResidualModel(TiltedLosses, TransitionModel):
 
     def _coordinates(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Increment and context; with a generator, as training blurs and forgets the past."""
-        past, noise = batch.past, 0.0
-        if past is not None and generator is not None and self.training:
-            past, noise = forgotten(past, self.config.forget, generator), self.config.history_noise
-        return (
-            self.normaliser.delta(batch.state, batch.next_state),
-            self._seen(batch.state, batch.action, past, noise, generator),
-        )
-
-    def _seen(
-        self,
-        state: Tensor,
-        action: Tensor | None,
-        past: Past | None,
-        noise: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """What the networks are given: the state, the action and the moves before, `(B, C)`."""
-        context = self.context(state, action)
-        if self.history == 0:
-            return context
-        past, controls = past or self.no_past(state), self.config.previous_control
-        before = moves(self.normaliser, state, past, controls=controls, noise=noise, generator=generator)
-        return torch.cat((context, before.flatten(1)), dim=-1)
+        return self.normaliser.delta(batch.state, batch.next_state), self.seen_of(batch, generator)
 
     @torch.no_grad()
     def sample_next(
         self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
     ) -> Tensor:
         """Draw a residual by the annealed sampler and put it on the base."""
-        context = self._seen(state, action, past)
+        context = self.seen(state, action, past)
         base = self.tilted.base(context)
         prepared = self.tilted.prepare(context, base)
         ladder = self.config.sampler.ladder

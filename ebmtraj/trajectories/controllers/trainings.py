@@ -71,11 +71,18 @@ class Training:
         )
 
 
+# Models that are told the action, and the past: a hand's state does not say how fast it moves.
+PAST = ("actions=true", "network.history=2", "network.previous_control=true")
+# The paper's feed-forward network as it should have been, see `report.compare_rows`.
+DELTA = ("network.space=delta", "network.matrices=true", "network.spectral=false", "network.width=256")
 TRAININGS: dict[str, Training] = {
     "window": Training("plan"),
     "clone": Training("clone"),
     "clone-axis": Training("clone", ("label=axis",)),
     "clone-goal": Training("clone", ("label=goal",)),
+    "window-field": Training("plan", ("prior=field",)),
+    "dynamics-fc": Training("transition", ("model=fc", *DELTA, *PAST)),
+    "dynamics-ensemble": Training("transition", ("model=ensemble", *PAST)),
 }
 
 
