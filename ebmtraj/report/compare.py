@@ -27,8 +27,9 @@ from ebmtraj.report.compare_rows import TASKS, Row, network_of, recipe_of
 from ebmtraj.report.jobs import BUDGETS, OUTCOME, finite, open_folder, same, set_budgets
 from ebmtraj.runs import cores, read_json, write_json
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
-from ebmtraj.trajectories.fit import TransitionRecipe, check_episodes, completed, step_cpu_seconds, train_transition
+from ebmtraj.trajectories.fit import TRANSITION, TransitionRecipe, completed, train_transition
 from ebmtraj.trajectories.rollout import rollout
+from ebmtraj.trajectories.training_run import check_episodes, step_seconds
 
 MOST_STARTS = 500  # held-out episodes to start from, unless asked for another number
 SIMULATED_STARTS = 100  # of them, whose futures are simulated again
@@ -193,7 +194,7 @@ def work(job: Job) -> dict[str, Any]:
 
 
 def _step_cost(job: Job) -> float:
-    return step_cpu_seconds(job.recipe())
+    return step_seconds(TRANSITION, job.recipe())
 
 
 def _set_budgets(jobs: Sequence[Job], pool: Pool) -> None:

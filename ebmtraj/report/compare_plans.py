@@ -32,9 +32,9 @@ from ebmtraj.trajectories.controllers.registry import CONTROLLERS, find_controll
 from ebmtraj.trajectories.controllers.trainings import TRAININGS, with_steps
 from ebmtraj.trajectories.costs import TaskCost, parse_task
 from ebmtraj.trajectories.execute import ExecuteConfig, Execution, execute
-from ebmtraj.trajectories.fit import check_complete, check_episodes
 from ebmtraj.trajectories.measure import REACHED, Goals, error, held_out_goals, measures, reached, rotation_task, turned
 from ebmtraj.trajectories.plan_fit import environment_of
+from ebmtraj.trajectories.training_run import check_complete, check_episodes
 
 GOALS = "goals.safetensors"
 ALONE_STEPS = 12  # of one episode, by which the time of a lone robot's step is taken

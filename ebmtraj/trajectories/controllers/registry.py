@@ -18,9 +18,16 @@ from ebmtraj.trajectories.controllers.predictive import (
     PredictiveConfig,
     PredictiveSampling,
 )
+from ebmtraj.trajectories.controllers.shooting import Shooting, ShootingConfig
 from ebmtraj.trajectories.controllers.simple import HoldConfig, HoldStill, RandomActions, RandomConfig
 from ebmtraj.trajectories.controllers.trainings import check_trainings
 from ebmtraj.trajectories.plan import PlannerConfig
+
+# chosen on validation starts
+CEM: dict[str, Any] = {"method": "cem"}
+MPPI: dict[str, Any] = {"method": "mppi"}
+CEM_PRIOR: dict[str, Any] = {"method": "cem", "candidates": 16, "elites": 4, "renoise": 0.7}
+MPPI_PRIOR: dict[str, Any] = {"method": "mppi", "candidates": 16, "elites": 4, "rounds": 1}
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,17 @@ def _commanded(about: str, **all: Any) -> Entry:
     )
 
 
+def _shooting(about: str, dynamics: str, prior: str | None = None, **settings: Mapping[str, Any]) -> Entry:
+    """CEM or MPPI in a one-step model under some settings; `every` task's stand under `all`."""
+    own = {("" if task == "all" else task): values for task, values in settings.items()}
+    needs = (dynamics,) if prior is None else (dynamics, prior)
+
+    def make(trained: Mapping[str, Any], config: ShootingConfig) -> Shooting:
+        return Shooting(trained[dynamics], config, None if prior is None else trained[prior])
+
+    return Entry(about, ShootingConfig, make, needs, own)
+
+
 CONTROLLERS: dict[str, Entry] = {
     "ours": _planner("window energy, guided by the task cost"),
     "unguided": _planner("window energy without the task", all={"candidates": 1, "guidance": 0.0}),
@@ -80,6 +98,24 @@ CONTROLLERS: dict[str, Entry] = {
     "base": _planner("its Gaussian base alone, guided", all={"prior": False}),
     "base-best-of-32": _planner(
         "its Gaussian base alone, best of 32", all={"prior": False, "candidates": 32, "guidance": 0.0}
+    ),
+    "field": Entry(
+        "a vector field in the energy's place (guided diffusion), guided by the task cost",
+        PlannerConfig,
+        lambda trained, config: WindowPlanner(trained["window-field"], config),
+        ("window-field",),
+    ),
+    "cem-fc": _shooting("CEM in FC", "dynamics-fc", all=CEM),
+    "mppi-fc": _shooting("MPPI in FC", "dynamics-fc", all=MPPI),
+    "cem-fc-prior": _shooting("CEM in FC, from the window energy", "dynamics-fc", "window", all=CEM_PRIOR),
+    "mppi-fc-prior": _shooting("MPPI in FC, from the window energy", "dynamics-fc", "window", all=MPPI_PRIOR),
+    "cem-ensemble": _shooting("CEM in a Gaussian ensemble", "dynamics-ensemble", all=CEM),
+    "mppi-ensemble": _shooting("MPPI in a Gaussian ensemble", "dynamics-ensemble", all=MPPI),
+    "cem-ensemble-prior": _shooting(
+        "CEM in a Gaussian ensemble, from the window energy", "dynamics-ensemble", "window", all=CEM_PRIOR
+    ),
+    "mppi-ensemble-prior": _shooting(
+        "MPPI in a Gaussian ensemble, from the window energy", "dynamics-ensemble", "window", all=MPPI_PRIOR
     ),
     "bc": _cloned("behaviour cloning, told nothing", "clone"),
     "bc-axis": _cloned("behaviour cloning, told the axis that hindsight found", "clone-axis"),
