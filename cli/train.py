@@ -138,6 +138,55 @@ def plan(
     say(f'next: ebmtraj plan {shlex.quote(str(run))} --task "rotate axis=z"')
 
 
+@app.command("clone")
+def clone(
+    data: Data,
+    run: Annotated[Path, typer.Option("--run", help="The run directory to make.")],
+    label: Annotated[
+        str | None,
+        typer.Option(help="What it is told: none (the default), axis (turned about next) or goal (an orientation reached)."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")] = None,
+    set_: Set = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0, max=2**63 - 1)] = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn to act as the data does: behaviour cloning, an opponent of plans in `ebmtraj compare plans`.
+
+    Labels are found in hindsight, in what came of the actions. Budget, --resume and --set are as in `train transition`.
+
+    Example: ebmtraj train clone --data hand.zarr --run runs/clone --label axis
+    """
+    from ebmtraj.config import read_toml
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.trajectories.clone_fit import load_clone_recipe, train_clone
+
+    if resume and overwrite:
+        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a run, the second replaces it")
+    overrides = [*(set_ or []), *([f"training.seed={seed}"] if seed is not None else [])]
+    defaults = read_toml(run / "config.toml") if resume and (run / "config.toml").exists() else None
+    settings = load_clone_recipe(recipe, overrides, {"label": label, "data": data}, defaults)
+    if resume and not (run / "config.toml").exists():
+        say(f"{run} holds no run yet; beginning it")
+    with progress() as bar:
+        task = bar.add_task("cloning", total=settings.training.steps, note="")
+        result, settings = train_clone(
+            settings,
+            run,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=_note(p)),
+        )
+    if json_:
+        print_json({"run": str(run), "label": settings.label, **_outcome(result, run)})
+        return
+    say(_summary(result, run))
+
+
 def _note(p: Progress) -> str:
     return f"{p.stage} loss {p.loss:.4f}" + ("" if p.validation is None else f" validation {p.validation:.4f}")
 
