@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ def plan_command(
     out: Annotated[
         Path | None, typer.Option(help="Where to write the result. [default: it is added to RUN/results.json]")
     ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Also a film, .mp4 or .gif: some episodes, each with a ghost of its plan.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the simulator.", min=1)] = 1,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -49,6 +52,7 @@ def plan_command(
     from ebmtraj.device import choose_device, no_denormals, use_threads
     from ebmtraj.envs.registry import make_batch
     from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.plan_film import Shown, check_can_show, plan_film
     from ebmtraj.runs import machine, read_json, versions, write_json
     from ebmtraj.trajectories.control import WindowPlanner
     from ebmtraj.trajectories.costs import parse_task
@@ -62,6 +66,8 @@ def plan_command(
     use_threads(1)
     if out is not None and out.exists() and not overwrite:
         raise EbmtrajError(f"{out} exists; use --overwrite to replace it")
+    if video is not None:
+        check_can_show(video, overwrite)
     model, _ = load_plan_model(run, where)
     cost = parse_task(task, model.state_fields)
     if "axis=all" in task.split():
@@ -74,11 +80,12 @@ def plan_command(
         goals = held_out_goals(store, episodes, seed)
         goal = goals.quaternion.to(where)
         cost = cost.given("reorient", goal=goal)
+    shown = Shown.choose(episodes, names)
     made = model.environment
     env = make_batch(made["env"], threads, made["state"], **made["env_kwargs"])
     try:
         with progress() as bar, no_denormals():
-            shown = bar.add_task("carrying out the plans", total=steps, note="")
+            bar_task = bar.add_task("carrying out the plans", total=steps, note="")
             execution = execute(
                 env,
                 WindowPlanner(model, planner),
@@ -86,8 +93,9 @@ def plan_command(
                 config,
                 start=None if goals is None else goals.start,
                 holds=None if goals is None else lambda state: error(state, goal, model.state_fields) < hold,
+                watched=shown.rows if video is not None else (),
                 device=where,
-                on_step=lambda done: bar.update(shown, completed=done),
+                on_step=lambda done: bar.update(bar_task, completed=done),
             )
     finally:
         env.close()
@@ -101,8 +109,16 @@ def plan_command(
         before = read_json(run / "results.json").get("plans", []) if (run / "results.json").exists() else []
         write_json(run / "results.json", {"plans": [*before, kept]})
     if json_:
-        print_json(result)
-        return
+        print_json({**result, **({"video": str(video)} if video is not None else {})})
+    else:
+        _show(result, out or run / "results.json")
+    if video is not None:  # last, so that a machine that can't draw keeps its result
+        plan_film(execution, shown, cost, env, video, state=made["state"])
+        if not json_:
+            say(str(video))
+
+
+def _show(result: dict[str, Any], where_to: Path) -> None:
     if "progress_rad_per_100" in result:
         axes = "  ".join(f"{name} {value:.2f}" for name, value in result["per_axis"].items())
         say(f"{result['progress_rad_per_100']:.2f} ± {result['progress_se']:.2f} rad per 100 steps   {axes}")
@@ -111,5 +127,4 @@ def plan_command(
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"
         )
-    where_to = out or run / "results.json"
     say(f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {where_to}")

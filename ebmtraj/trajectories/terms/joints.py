@@ -47,6 +47,13 @@ class JointPose(Term):
         error = (self.find_joints(self.joints).of(path.states) - goal).square().sum(-1)
         return (error * path.times / path.times.sum()).sum(1)
 
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Root mean square of what joints are off, in radians."""
+        if isinstance(self.goal, tuple) and not self.goal:
+            return None
+        error = self.find_joints(self.joints).of(states) - rows_of(self.goal, states)
+        return "{:.2f} rad off", error.square().mean(-1).sqrt()
+
 
 @dataclass(frozen=True, eq=False)
 class KeepRange(Term):

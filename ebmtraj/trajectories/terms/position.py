@@ -101,6 +101,12 @@ class Reach(Term):
             return distance[:, -1]
         return (distance * path.times / path.times.sum()).sum(1)
 
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Centimetres left to the goal."""
+        given = not isinstance(self.goal, tuple) or bool(self.goal)
+        goal = rows_of(self.goal if given else states[:, 0, _target_places(self)], states)
+        return "{:.1f} cm left", 100 * (Point.find(self, self.links).of(states) - goal).norm(dim=-1)
+
 
 @dataclass(frozen=True)
 class Point:
