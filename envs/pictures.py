@@ -13,14 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from ebmtraj.envs import particle
-from ebmtraj.envs.joints import JointStates
 from ebmtraj.envs.physics import mujoco
 from ebmtraj.envs.registry import PARTICLE_ID
-from ebmtraj.envs.render import BACKGROUND, Overlay, Renderer, SceneRenderer, can_render, check_size
+from ebmtraj.envs.render import Renderer, can_render, check_size
+from ebmtraj.envs.scenery import BACKGROUND, HandScenery, Overlay, RobotScenery, Scenery
 from ebmtraj.errors import EbmtrajError
 
-AHEAD = 16  # control steps ahead at which a robot's ghost is shown: nearer it hides behind the robot
-FROM_ABOVE = ("Reacher", "Pusher")  # Gymnasium's planar arms: a table is seen best from above
 BLUE, ORANGE, INK, GREY = (51, 128, 242), (213, 94, 0), (34, 34, 34), (166, 170, 178)
 
 
@@ -59,9 +57,16 @@ def make_picturer(
     task. Raises `EbmtrajError` for an environment whose states do not say what it looks like, and without OpenGL.
     """
     if can_render(env_id):
-        return HandPicturer(env_id, *size, samples)
+        return Renderer(env_id, *size, samples)
     if env_id == PARTICLE_ID and state != "observation":
         return ParticlePicturer(env_kwargs, *size, discs)
+    return Renderer(env_id, *size, samples, scenery=make_scenery(env_id, env_kwargs, state))
+
+
+def make_scenery(env_id: str, env_kwargs: dict[str, Any], state: str = "auto") -> Scenery:
+    """What a 3-D picture or a viewer shows of this environment; raises `EbmtrajError` where there is nothing to show."""
+    if can_render(env_id):
+        return HandScenery()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -70,35 +75,10 @@ def make_picturer(
         raise EbmtrajError(f"{env_id}: Gymnasium cannot make it: {(str(error) or type(error).__name__)[:200]}") from error
     try:
         if not isinstance(getattr(env.unwrapped, "model", None), mujoco.MjModel) or state == "observation":
-            raise EbmtrajError(f"{env_id}: its states cannot be drawn; hand-cube, particles and joints of MuJoCo robots can")
-        return RobotPicturer(env, *size, samples)
+            raise EbmtrajError(f"{env_id}: its states cannot be drawn; the hand, particles and joints of MuJoCo robots can")
+        return RobotScenery(env)
     finally:
         env.close()
-
-
-class HandPicturer(Renderer):
-    """The hand and cube, with the turn that a task asks for."""
-
-    ahead: int | None = AHEAD
-
-
-class RobotPicturer(SceneRenderer):
-    """A Gymnasium MuJoCo robot whose states are positions and velocities of its joints; its own camera follows it."""
-
-    ahead: int | None = AHEAD
-
-    def __init__(self, env: gymnasium.Env[Any, Any], width: int, height: int, samples: int = 0) -> None:
-        self._context = self._gl = None
-        model: mujoco.MjModel = env.unwrapped.model  # type: ignore[attr-defined]
-        self._joints = JointStates(model)
-        _brighten(model)
-        super().__init__(model, _camera(env, model), width, height, samples)
-
-    def pose(self, data: mujoco.MjData, state: ArrayLike) -> None:
-        """Set a state (S,)."""
-        data.qpos[:] = self._joints.split(self._joints.checked(np.asarray(state)[None])[0])[0]
-        mujoco.mj_kinematics(self._model, data)
-        mujoco.mj_comPos(self._model, data)  # a camera may follow the centre of mass
 
 
 class ParticlePicturer:
@@ -159,32 +139,3 @@ class ParticlePicturer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _camera(env: gymnasium.Env[Any, Any], model: mujoco.MjModel) -> mujoco.MjvCamera:
-    """The model's first camera, which follows the robot; without one a free view, as Gymnasium's own windows set it."""
-    camera = mujoco.MjvCamera()
-    if model.ncam:
-        camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
-        return camera
-    mujoco.mjv_defaultFreeCamera(model, camera)
-    usual = getattr(getattr(env.unwrapped, "mujoco_renderer", None), "default_cam_config", None) or {}
-    for name, value in usual.items():
-        if name == "lookat":
-            camera.lookat[:] = value
-        elif name in ("distance", "azimuth", "elevation"):
-            setattr(camera, name, value)
-    if env.spec is not None and env.spec.name in FROM_ABOVE:
-        camera.azimuth, camera.elevation, camera.distance = 90.0, -89.9, 0.45 * model.stat.extent
-        camera.lookat[:] = (0.0, 0.0, 0.0)
-    return camera
-
-
-def _brighten(model: mujoco.MjModel) -> None:
-    """More even light, and the page's background for the sky."""
-    model.vis.headlight.ambient[:] = 0.35
-    model.vis.headlight.diffuse[:] = 0.45
-    model.mat_reflectance[:] = 0.0
-    for sky in np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX):
-        start, count = int(model.tex_adr[sky]), int(model.tex_width[sky]) * int(model.tex_height[sky])
-        model.tex_data[start : start + 3 * count] = np.tile(np.array(BACKGROUND, dtype=np.uint8), count)

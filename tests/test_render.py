@@ -8,7 +8,8 @@ from ebmtraj.envs import render
 from ebmtraj.envs.hand_cube import HandCubeEnv
 from ebmtraj.envs.pictures import make_picturer
 from ebmtraj.envs.registry import HAND_CUBE_ID, PARTICLE_ID, make_batch
-from ebmtraj.envs.render import Overlay, Renderer, can_render
+from ebmtraj.envs.render import Renderer, can_render
+from ebmtraj.envs.scenery import BACKGROUND, Overlay
 from ebmtraj.errors import EbmtrajError
 
 
@@ -44,7 +45,7 @@ def test_frames_show_the_turn_of_the_cube(renderer):
 def test_picture_has_background_hand_and_coloured_cube(renderer):
     pixels = renderer.frame(state()).reshape(-1, 3).astype(int)
     colourful = pixels.max(1) - pixels.min(1) > 80
-    background = (np.abs(pixels - np.array(render.BACKGROUND)) < 4).all(1)
+    background = (np.abs(pixels - np.array(BACKGROUND)) < 4).all(1)
     assert 0.02 < colourful.mean() < 0.3
     assert 0.2 < background.mean() < 0.8
     assert (~colourful & ~background).mean() > 0.15  # the hand

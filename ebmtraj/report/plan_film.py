@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ebmtraj.envs.batch import BatchEnv
 from ebmtraj.envs.pictures import BLUE, ORANGE, Picturer, make_picturer
-from ebmtraj.envs.render import Overlay
+from ebmtraj.envs.scenery import Overlay
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.report.film import GIF_PICTURES, MP4_PICTURES, check_film, write_mp4
 from ebmtraj.report.style import GREY, INK
