@@ -31,6 +31,9 @@ def plan_command(
     video: Annotated[
         Path | None, typer.Option(help="Also a film, .mp4 or .gif: some episodes, each with a ghost of its plan.")
     ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Watch one episode in MuJoCo's viewer while it goes on.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="Threads of the simulator.", min=1)] = 1,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -50,11 +53,14 @@ def plan_command(
     from ebmtraj.config import from_recipe, read_toml
     from ebmtraj.datasets.store import Store
     from ebmtraj.device import choose_device, no_denormals, use_threads
+    from ebmtraj.envs.pictures import make_scenery
     from ebmtraj.envs.registry import make_batch
+    from ebmtraj.envs.viewer import Viewer, check_display
     from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.live import Live
     from ebmtraj.report.plan_film import Shown, check_can_show, plan_film
     from ebmtraj.runs import machine, read_json, versions, write_json
-    from ebmtraj.trajectories.control import WindowPlanner
+    from ebmtraj.trajectories.control import Controller, WindowPlanner
     from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
     from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
@@ -68,8 +74,14 @@ def plan_command(
         raise EbmtrajError(f"{out} exists; use --overwrite to replace it")
     if video is not None:
         check_can_show(video, overwrite)
+    if interactive:
+        check_display()
     model, _ = load_plan_model(run, where)
     cost = parse_task(task, model.state_fields)
+    if interactive:
+        if "axis=all" in task.split():
+            raise EbmtrajError("--interactive shows one episode; choose one axis, such as axis=z")
+        episodes = 1
     if "axis=all" in task.split():
         episodes = 6 * -(-episodes // 6)
     config = ExecuteConfig(episodes, steps, seed)
@@ -83,12 +95,17 @@ def plan_command(
     shown = Shown.choose(episodes, names)
     made = model.environment
     env = make_batch(made["env"], threads, made["state"], **made["env_kwargs"])
+    controller: Controller = WindowPlanner(model, planner)
+    viewer = None
     try:
+        if interactive:
+            viewer = Viewer(make_scenery(made["env"], made["env_kwargs"], made["state"]), env.control_timestep)
+            controller = Live(controller, viewer)
         with progress() as bar, no_denormals():
             bar_task = bar.add_task("carrying out the plans", total=steps, note="")
             execution = execute(
                 env,
-                WindowPlanner(model, planner),
+                controller,
                 cost,
                 config,
                 start=None if goals is None else goals.start,
@@ -97,8 +114,12 @@ def plan_command(
                 device=where,
                 on_step=lambda done: bar.update(bar_task, completed=done),
             )
+        if viewer is not None:
+            viewer.wait()
     finally:
         env.close()
+        if viewer is not None:
+            viewer.close()
     result = {"run": str(run), "task": task, **measures(execution, config, model.state_fields, axis, names)}
     if goals is not None:
         result |= reached(execution, config, goal, model.state_fields, hold)

@@ -87,10 +87,10 @@ def _pages(
     rows = list(shown.rows)
     states, over = execution.states[rows].cpu(), execution.over[rows].cpu().numpy()
     ends = np.where(over.any(1), over.argmax(1), over.shape[1] - 1)  # a dropped cube is not followed any further
-    words = _words(task, states)
-    axes, goals = ([_each(task, name, k) for k in range(len(rows))] for name in ("axis", "goal"))
+    said = words(task, states)
+    axes, goals = ([each(task, name, k) for k in range(len(rows))] for name in ("axis", "goal"))
     pictures: list[NDArray[np.uint8]] = [np.empty(0, dtype=np.uint8)] * len(rows)
-    ahead = 0.0
+    lead = 0.0
     last = execution.states.shape[1] - 1
     for step in steps:
         for k in range(len(rows)):
@@ -98,15 +98,15 @@ def _pages(
                 continue
             plan = None
             if step < len(execution.planned) and step < ends[k]:
-                plan, ahead = _ahead(execution.planned[step], k, picturer.ahead)
+                plan, lead = ahead(execution.planned[step], k, picturer.ahead)
             so_far = states[k, : step + 1].numpy()
             pictures[k] = picturer.frame(states[k, step].numpy(), Overlay(plan, axes[k], goals[k], so_far))
         heads = []
         for k, label in enumerate(shown.labels):
             t = min(step, int(ends[k]))
             ended = bool(over[k, t]) and step >= ends[k]
-            heads.append((label, [form.format(float(values[k, t])) for form, values in words], ended))
-        marks = [f"where the plan is expected to lead in {ahead * seconds:.2f} s" if ahead else ""]
+            heads.append((label, [form.format(float(values[k, t])) for form, values in said], ended))
+        marks = [f"where the plan is expected to lead in {lead * seconds:.2f} s" if lead else ""]
         marks.append("the turn that the task asks for" if any(axis is not None for axis in axes) else "")
         marks.append("top right: the goal" if any(goal is not None for goal in goals) else "")
         yield _page(pictures, heads, task.text, (step, last, seconds), marks, tile)
@@ -134,8 +134,8 @@ def _page(
         draw.text((gap, gap + (i + 0.5) * line), part, font=bold, fill=INK, anchor="lm")
     step, last, seconds = clock
     middle = top - line / 2
-    said = f"step {step} of {last}   {step * seconds:.2f} s"
-    draw.text((gap, middle), said, font=plain, fill=INK, anchor="lm")
+    clock_text = f"step {step} of {last}   {step * seconds:.2f} s"
+    draw.text((gap, middle), clock_text, font=plain, fill=INK, anchor="lm")
     left = gap + draw.textlength(f"step {last} of {last}   {last * seconds:.2f} s", font=plain) + 2 * gap
     draw.rectangle((left, middle - 1, width - gap, middle + 1), fill="#e4e4e4")
     draw.rectangle((left, middle - 1, left + (width - gap - left) * step / max(last, 1), middle + 1), fill=GREY)
@@ -157,18 +157,19 @@ def _page(
     return page
 
 
-def _ahead(plan: Future, k: int, most: int | None) -> tuple[NDArray[Any] | None, float]:
+def ahead(plan: Future, k: int, most: int | None) -> tuple[NDArray[Any] | None, float]:
     """The plan's states (H, S) as far ahead as they are shown, and how many steps that is."""
     times = plan.times.numpy()
     count = len(times) if most is None else max(1, int((times <= most).sum()))
     return plan.states[k, :count].numpy(), float(times[count - 1])
 
 
-def _words(task: TaskCost, states: Tensor) -> list[tuple[str, Tensor]]:
-    return [said for part in task.parts if (said := part.progress(states)) is not None][:2]
+def words(task: TaskCost, states: Tensor) -> list[tuple[str, Tensor]]:
+    """What the first two terms that can say so make of states (B, T+1, S): words and values."""
+    return [found for part in task.parts if (found := part.progress(states)) is not None][:2]
 
 
-def _each(task: TaskCost, option: str, k: int) -> NDArray[Any] | None:
+def each(task: TaskCost, option: str, k: int) -> NDArray[Any] | None:
     """The axis, or the goal orientation, that the task gives row k."""
     for part in task.parts:
         if isinstance(part, (Rotate, Reorient)) and not isinstance(given := getattr(part, option, ""), str) and len(given):

@@ -55,7 +55,7 @@ class Rotate(Term):
         q = _unit(states[..., self.find_field("quaternion")[1]])
         steps = quaternion_log(quaternion_multiply(q[:, 1:], quaternion_conjugate(q[:, :-1])))
         along = (steps * axis / axis.norm(dim=-1, keepdim=True)).sum(-1)
-        return "turned {:.2f} rad", torch.cat((torch.zeros_like(along[:, :1]), along.cumsum(1)), dim=1)
+        return "turned {:.2f} rad", torch.nn.functional.pad(along.cumsum(1), (1, 0))
 
 
 @dataclass(frozen=True, eq=False)
