@@ -48,6 +48,10 @@ def plan_command(
     With reorient and no goal, starts are those of held-out episodes and goals where the cube came to in them, 0.5 to 1.5 rad
     away; `success_rate` counts episodes that end within 0.4 rad without a drop.
 
+    Of a term that is a constraint (keep-straight, keep-range, keep-height, obstacle), `kept` is the share of steps after
+    which it holds in the simulator, `kept_means` what counts as holding. Terms that work against each other need more room:
+    --set reach=1.8.
+
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """
     from ebmtraj.config import from_recipe, read_toml
@@ -63,7 +67,7 @@ def plan_command(
     from ebmtraj.trajectories.control import Controller, WindowPlanner
     from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
-    from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
+    from ebmtraj.trajectories.measure import error, held_out_goals, kept, measures, reached, reorients, rotation_task
     from ebmtraj.trajectories.plan import PlannerConfig
     from ebmtraj.trajectories.plan_fit import load_plan_model
 
@@ -123,12 +127,13 @@ def plan_command(
     result = {"run": str(run), "task": task, **measures(execution, config, model.state_fields, axis, names)}
     if goals is not None:
         result |= reached(execution, config, goal, model.state_fields, hold)
-    kept = {**result, "planner": vars(planner), "machine": machine(), "versions": versions()}
+    result |= kept(execution, cost)
+    whole = {**result, "planner": vars(planner), "machine": machine(), "versions": versions()}
     if out is not None:
-        write_json(out, kept)
+        write_json(out, whole)
     else:  # one more line of what this run can do: nothing is lost
         before = read_json(run / "results.json").get("plans", []) if (run / "results.json").exists() else []
-        write_json(run / "results.json", {"plans": [*before, kept]})
+        write_json(run / "results.json", {"plans": [*before, whole]})
     if json_:
         print_json({**result, **({"video": str(video)} if video is not None else {})})
     else:
@@ -148,4 +153,6 @@ def _show(result: dict[str, Any], where_to: Path) -> None:
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"
         )
+    for label, share in result.get("kept", {}).items():
+        say(f"{label} kept {share:.1%} of the time ({result['kept_means'][label]})")
     say(f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {where_to}")

@@ -144,7 +144,11 @@ def _page(
         y = top + (k // columns) * (head + tile + gap)
         draw.text((x, y + head / 2), label, font=plain, fill=INK, anchor="lm")
         word = ", ".join([*words, *(["dropped"] if ended else [])])
-        draw.text((x + tile, y + head / 2), word, font=bold, fill=ORANGE if ended else INK, anchor="rm")
+        room = tile - draw.textlength(label, font=plain) - gap
+        size = int(min(1.0, room / max(1.0, draw.textlength(word, font=bold))) * bold.size)
+        draw.text(
+            (x + tile, y + head / 2), word, font=page_font(size, bold=True), fill=ORANGE if ended else INK, anchor="rm"
+        )
         page.paste(Image.fromarray(picture), (x, y + head))
     low, right = page.height - foot / 2, float(gap)
     colours: tuple[tuple[int, ...] | str, ...] = (BLUE, ORANGE, INK)
