@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,12 @@ def plan_command(
     out: Annotated[
         Path | None, typer.Option(help="Where to write the result. [default: it is added to RUN/results.json]")
     ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Also a film, .mp4 or .gif: some episodes, each with a ghost of its plan.")
+    ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Watch one episode in MuJoCo's viewer while it goes on.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="Threads of the simulator.", min=1)] = 1,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -42,18 +48,26 @@ def plan_command(
     With reorient and no goal, starts are those of held-out episodes and goals where the cube came to in them, 0.5 to 1.5 rad
     away; `success_rate` counts episodes that end within 0.4 rad without a drop.
 
+    Of a term that is a constraint (keep-straight, keep-range, keep-height, obstacle), `kept` is the share of steps after
+    which it holds in the simulator, `kept_means` what counts as holding. Terms that work against each other need more room:
+    --set reach=1.8.
+
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """
     from ebmtraj.config import from_recipe, read_toml
     from ebmtraj.datasets.store import Store
     from ebmtraj.device import choose_device, no_denormals, use_threads
+    from ebmtraj.envs.pictures import make_scenery
     from ebmtraj.envs.registry import make_batch
+    from ebmtraj.envs.viewer import Viewer, check_display
     from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.live import Live
+    from ebmtraj.report.plan_film import Shown, check_can_show, plan_film
     from ebmtraj.runs import machine, read_json, versions, write_json
-    from ebmtraj.trajectories.control import WindowPlanner
+    from ebmtraj.trajectories.control import Controller, WindowPlanner
     from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
-    from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
+    from ebmtraj.trajectories.measure import error, held_out_goals, kept, measures, reached, reorients, rotation_task
     from ebmtraj.trajectories.plan import PlannerConfig
     from ebmtraj.trajectories.plan_fit import load_plan_model
 
@@ -62,8 +76,16 @@ def plan_command(
     use_threads(1)
     if out is not None and out.exists() and not overwrite:
         raise EbmtrajError(f"{out} exists; use --overwrite to replace it")
+    if video is not None:
+        check_can_show(video, overwrite)
+    if interactive:
+        check_display()
     model, _ = load_plan_model(run, where)
     cost = parse_task(task, model.state_fields)
+    if interactive:
+        if "axis=all" in task.split():
+            raise EbmtrajError("--interactive shows one episode; choose one axis, such as axis=z")
+        episodes = 1
     if "axis=all" in task.split():
         episodes = 6 * -(-episodes // 6)
     config = ExecuteConfig(episodes, steps, seed)
@@ -74,35 +96,55 @@ def plan_command(
         goals = held_out_goals(store, episodes, seed)
         goal = goals.quaternion.to(where)
         cost = cost.given("reorient", goal=goal)
+    shown = Shown.choose(episodes, names)
     made = model.environment
     env = make_batch(made["env"], threads, made["state"], **made["env_kwargs"])
+    controller: Controller = WindowPlanner(model, planner)
+    viewer = None
     try:
+        if interactive:
+            viewer = Viewer(make_scenery(made["env"], made["env_kwargs"], made["state"]), env.control_timestep)
+            controller = Live(controller, viewer)
         with progress() as bar, no_denormals():
-            shown = bar.add_task("carrying out the plans", total=steps, note="")
+            bar_task = bar.add_task("carrying out the plans", total=steps, note="")
             execution = execute(
                 env,
-                WindowPlanner(model, planner),
+                controller,
                 cost,
                 config,
                 start=None if goals is None else goals.start,
                 holds=None if goals is None else lambda state: error(state, goal, model.state_fields) < hold,
+                watched=shown.rows if video is not None else (),
                 device=where,
-                on_step=lambda done: bar.update(shown, completed=done),
+                on_step=lambda done: bar.update(bar_task, completed=done),
             )
+        if viewer is not None:
+            viewer.wait()
     finally:
         env.close()
+        if viewer is not None:
+            viewer.close()
     result = {"run": str(run), "task": task, **measures(execution, config, model.state_fields, axis, names)}
     if goals is not None:
         result |= reached(execution, config, goal, model.state_fields, hold)
-    kept = {**result, "planner": vars(planner), "machine": machine(), "versions": versions()}
+    result |= kept(execution, cost)
+    whole = {**result, "planner": vars(planner), "machine": machine(), "versions": versions()}
     if out is not None:
-        write_json(out, kept)
+        write_json(out, whole)
     else:  # one more line of what this run can do: nothing is lost
         before = read_json(run / "results.json").get("plans", []) if (run / "results.json").exists() else []
-        write_json(run / "results.json", {"plans": [*before, kept]})
+        write_json(run / "results.json", {"plans": [*before, whole]})
     if json_:
-        print_json(result)
-        return
+        print_json({**result, **({"video": str(video)} if video is not None else {})})
+    else:
+        _show(result, out or run / "results.json")
+    if video is not None:  # last, so that a machine that can't draw keeps its result
+        plan_film(execution, shown, cost, env, video, state=made["state"])
+        if not json_:
+            say(str(video))
+
+
+def _show(result: dict[str, Any], where_to: Path) -> None:
     if "progress_rad_per_100" in result:
         axes = "  ".join(f"{name} {value:.2f}" for name, value in result["per_axis"].items())
         say(f"{result['progress_rad_per_100']:.2f} ± {result['progress_se']:.2f} rad per 100 steps   {axes}")
@@ -111,5 +153,6 @@ def plan_command(
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"
         )
-    where_to = out or run / "results.json"
+    for label, share in result.get("kept", {}).items():
+        say(f"{label} kept {share:.1%} of the time ({result['kept_means'][label]})")
     say(f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {where_to}")

@@ -27,6 +27,7 @@ PAGES = ("README.md", "docs/transitions.md", "docs/plans.md")
 ROBOTS = ("reacher", "halfcheetah", "ant")
 PICTURES = {"frechet.png": "frechet.png", "strip.png": "figures/unconditional/strip.png"}
 PICTURES["rollouts.gif"] = "figures/unconditional/rollouts.gif"
+PICTURES["plan.gif"] = "figures/plan.gif"
 
 
 def take(demo: Path) -> None:
@@ -52,8 +53,16 @@ def demo_table(results: dict[str, Any]) -> str:
         f"{names[panel]}: " + ", ".join(f"{title(name)} {seconds:.0f} s" for name, seconds in values.items())
         for panel, values in results["training_seconds"].items()
     )
+    plan = results.get("plan")
+    planned = (
+        f"Plans for `{plan['task']}`, {plan['episodes']} fresh starts in the simulator: turned "
+        f"**{plan['progress_rad_per_100']:.2f}** ± {plan['progress_se']:.2f} rad per 100 steps, {plan['drop_rate']:.0%} "
+        f"dropped, after {plan['training_seconds']:.0f} s of training on one core.\n\n"
+        if plan
+        else ""
+    )
     return (
-        f"{table}\nLower is better. Training time on one core each, {trained}. One seed ({results['seed']}), "
+        f"{table}\n{planned}Lower is better. Training time on one core each, {trained}. One seed ({results['seed']}), "
         f"{results['seconds']['total']:.0f} s in all on "
         f"{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}, MuJoCo {versions['mujoco']}; "
         "made by `make results`, every number in [docs/results/demo.json](docs/results/demo.json).\n"

@@ -28,7 +28,7 @@ from ebmtraj.training.checkpoint import load_tensors
 from ebmtraj.training.loop import TrainingConfig, train
 from ebmtraj.trajectories.costs import TaskCost, parse_task
 from ebmtraj.trajectories.execute import Execution, fresh_start
-from ebmtraj.trajectories.measure import error, held_out_goals, rotation_task, turned
+from ebmtraj.trajectories.measure import error, held_out_goals, kept, rotation_task, turned
 from ebmtraj.trajectories.plan import PlannerConfig, plan
 from ebmtraj.trajectories.terms.term import Path as Future
 from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
@@ -243,6 +243,20 @@ def test_turning_is_counted_until_the_drop() -> None:
     assert done.dropped.tolist() == [True, False, False]
 
 
+def test_constraints_are_counted_until_the_drop() -> None:
+    states = torch.zeros(2, 5, 2)
+    states[0, 3:, 0] = 0.5  # in the disc for two of four steps
+    states[1, 2:, 0] = 0.5  # and for the last of two, as it dropped after them
+    over = torch.zeros(2, 5, dtype=torch.bool)
+    over[1, 3:] = True
+    done = Execution(states, torch.zeros(2, 4, 1), over, [], 0.0, [])
+    found = kept(done, parse_task("reach goal=1,0 + obstacle centre=0.5,0 radius=0.1", POSITION))
+    assert found["kept"] == {"obstacle": pytest.approx(3 / 6)}
+    assert found["kept_se"] == {"obstacle": pytest.approx(0.0)}  # the same share in both
+    assert found["kept_means"] == {"obstacle": "at least 0.1 m from the centre"}
+    assert kept(done, parse_task("reach goal=1,0", POSITION)) == {}
+
+
 def test_starts_are_those_that_policies_are_measured_on() -> None:
     assert fresh_start(3, 5).random() == evaluate._generator(3, 5, 0).random()
     assert fresh_start(3, 5).random() != fresh_start(3, 6).random()
@@ -282,18 +296,19 @@ def test_commands(hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert json.loads(out)["steps"] == 30
     best = load_tensors(run / "checkpoints" / "best.safetensors")[1]
 
-    code, out, err = call(capfd, "plan", run, "--task", "rotate axis=all + smooth", "--episodes", 6, "--steps", 3, "--json")
+    task = "rotate axis=all + smooth + keep-straight finger=ring"
+    carry_out = ["plan", run, "--task", task, "--episodes", 6, "--steps", 3, "--json"]
+    code, out, err = call(capfd, *carry_out)
     assert code == 0, err
     result = json.loads(out)
     assert set(result) >= {"progress_rad_per_100", "progress_se", "drop_rate", "ms_per_step", "per_axis"}
     assert list(result["per_axis"]) == ["+x", "-x", "+y", "-y", "+z", "-z"]
     assert result["progress_rad_per_100"] == pytest.approx(np.mean(list(result["per_axis"].values())))
-    (kept,) = json.loads((run / "results.json").read_text())["plans"]
-    assert {key: kept[key] for key in result} == result
-    code, second, err = call(
-        capfd, "plan", run, "--task", "rotate axis=all + smooth", "--episodes", 6, "--steps", 3, "--json"
-    )
-    assert json.loads(second)["per_axis"] == result["per_axis"]
+    assert 0 <= result["kept"]["keep-straight"] <= 1
+    (written,) = json.loads((run / "results.json").read_text())["plans"]
+    assert {key: written[key] for key in result} == result
+    again = json.loads(call(capfd, *carry_out)[1])
+    assert {**again, "ms_per_step": 0} == {**result, "ms_per_step": 0}
     assert len(json.loads((run / "results.json").read_text())["plans"]) == 2
     assert "exists" in call(capfd, "plan", run, "--task", "smooth", "--out", run / "results.json")[2]
 
@@ -310,8 +325,8 @@ def test_commands(hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert "does not exist" in call(capfd, "plan", tmp_path / "none", "--task", "smooth")[2]
     assert "exists" in call(capfd, *words, "--run", run)[2]
     assert call(capfd, *words, "--run", run, "--resume")[0] == 0  # finished already: the same bits
-    again = load_tensors(run / "checkpoints" / "best.safetensors")[1]
-    assert all(torch.equal(again[name], value) for name, value in best.items())
+    resumed = load_tensors(run / "checkpoints" / "best.safetensors")[1]
+    assert all(torch.equal(resumed[name], value) for name, value in best.items())
     changed = call(capfd, *words, "--run", run, "--resume", "--set", "network.members=3")
     assert changed[0] == 2
     assert "network.members" in changed[2]

@@ -33,6 +33,14 @@ class KeepHeight(Term):
         height = path.states[..., self.find_entry(self.entry)]
         return ((self.low - height).clamp_min(0) / self.scale).square().mean(1)
 
+    def holds(self, states: Tensor) -> Tensor | None:
+        """Whether the body is no lower than `low`."""
+        return states[..., self.find_entry(self.entry)] >= self.low
+
+    def meaning(self) -> str:
+        """In words."""
+        return f"{self.entry} at least {self.low:g} m"
+
 
 @dataclass(frozen=True, eq=False)
 class Obstacle(Term):
@@ -60,6 +68,14 @@ class Obstacle(Term):
         reach = self.radius + self.margin
         distance = (Point.find(self).of(path.states) - rows_of(self.centre, path.states)).norm(dim=-1)  # (B, H)
         return ((reach - distance).clamp_min(0) / reach).square().mean(1)
+
+    def holds(self, states: Tensor) -> Tensor | None:
+        """Whether the position is outside, the margin left out."""
+        return (Point.find(self).of(states) - rows_of(self.centre, states)).norm(dim=-1) >= self.radius
+
+    def meaning(self) -> str:
+        """In words."""
+        return f"at least {self.radius:g} m from the centre"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +116,12 @@ class Reach(Term):
         if self.when == "end":
             return distance[:, -1]
         return (distance * path.times / path.times.sum()).sum(1)
+
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Centimetres left to the goal."""
+        given = not isinstance(self.goal, tuple) or bool(self.goal)
+        goal = rows_of(self.goal if given else states[:, 0, _target_places(self)], states)
+        return "{:.1f} cm left", 100 * (Point.find(self, self.links).of(states) - goal).norm(dim=-1)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,16 @@ class Rotate(Term):
         along = (turned * axis / axis.norm(dim=-1, keepdim=True)).sum(-1)
         return -(along * turning_weights(path.times)).sum(1)
 
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Radians turned along the axis so far."""
+        if isinstance(self.axis, str) and self.axis == "all":
+            return None
+        axis = rows_of(AXES[self.axis] if isinstance(self.axis, str) else self.axis, states)
+        q = _unit(states[..., self.find_field("quaternion")[1]])
+        steps = quaternion_log(quaternion_multiply(q[:, 1:], quaternion_conjugate(q[:, :-1])))
+        along = (steps * axis / axis.norm(dim=-1, keepdim=True)).sum(-1)
+        return "turned {:.2f} rad", torch.nn.functional.pad(along.cumsum(1), (1, 0))
+
 
 @dataclass(frozen=True, eq=False)
 class Reorient(Term):
@@ -80,6 +90,15 @@ class Reorient(Term):
         wanted = remaining * (CLIP / remaining.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1.0)
         missed = rotation_vectors(path, place) - wanted
         return (missed.square().sum(-1) * turning_weights(path.times)).sum(1)
+
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Radians left to the goal."""
+        if isinstance(self.goal, tuple) and not self.goal:
+            return None
+        q, goal = _unit(states[..., self.find_field("quaternion")[1]]), rows_of(self.goal, states)
+        return "{:.2f} rad left", quaternion_log(quaternion_multiply(goal.expand_as(q), quaternion_conjugate(q))).norm(
+            dim=-1
+        )
 
 
 def rotation_vectors(path: Path, place: slice) -> Tensor:
