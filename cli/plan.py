@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ebmtraj.cli.common import Device, Json, Overwrite, Seed, Set, print_json, progress, say
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def plan_command(
-    run: Annotated[Path, typer.Argument(help="A run of `ebmtraj train plan`.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run of `ebmtraj train plan`, `train sequence` or `train transition --actions`.")
+    ],
     task: Annotated[
         str, typer.Option("--task", help='What to do: terms joined by " + ", such as "rotate axis=z + smooth".')
     ],
@@ -21,6 +27,10 @@ def plan_command(
     set_: Set = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Where the goals of reorient come from. [default: the run's own store]")
+    ] = None,
+    env_set: Annotated[
+        list[str] | None,
+        typer.Option("--env-set", help="An option of the simulator that the data did not have, e.g. obstacles=true."),
     ] = None,
     hold: Annotated[
         float, typer.Option(help="With reorient: within so many rad of the goal the last action is repeated.", min=0)
@@ -42,28 +52,30 @@ def plan_command(
     With reorient and no goal, starts are those of held-out episodes and goals where the cube came to in them, 0.5 to 1.5 rad
     away; `success_rate` counts episodes that end within 0.4 rad without a drop.
 
+    With reach, `success_rate` counts episodes that end within 2 cm of the goal and touched no obstacle of the task. With
+    joint-pose and no goal, starts are moments of held-out episodes and goals the joints so many --steps later; `rmse_rad` is
+    what they are off at the end. when=end asks for the goal at the last step alone, and plans end there.
+
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """
-    from ebmtraj.config import from_recipe, read_toml
+    from ebmtraj.config import parse_overrides, read_toml
     from ebmtraj.datasets.store import Store
     from ebmtraj.device import choose_device, no_denormals, use_threads
     from ebmtraj.envs.registry import make_batch
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.runs import machine, read_json, versions, write_json
-    from ebmtraj.trajectories.control import WindowPlanner
     from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
     from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
-    from ebmtraj.trajectories.plan import PlannerConfig
-    from ebmtraj.trajectories.plan_fit import load_plan_model
+    from ebmtraj.trajectories.measure_goals import goal_measures, held_out_poses, poses_wanted
+    from ebmtraj.trajectories.planners import load_planner
 
-    planner = from_recipe(PlannerConfig, None, set_ or [])
     where = choose_device(device)
     use_threads(1)
     if out is not None and out.exists() and not overwrite:
         raise EbmtrajError(f"{out} exists; use --overwrite to replace it")
-    model, _ = load_plan_model(run, where)
-    cost = parse_task(task, model.state_fields)
+    planner = load_planner(run, set_ or [], where, deadline=steps if "when=end" in task.split() else 0)
+    cost = parse_task(task, planner.state_fields)
     if "axis=all" in task.split():
         episodes = 6 * -(-episodes // 6)
     config = ExecuteConfig(episodes, steps, seed)
@@ -74,27 +86,37 @@ def plan_command(
         goals = held_out_goals(store, episodes, seed)
         goal = goals.quaternion.to(where)
         cost = cost.given("reorient", goal=goal)
-    made = model.environment
-    env = make_batch(made["env"], threads, made["state"], **made["env_kwargs"])
+        start: Tensor | None = goals.start
+    elif (pose := poses_wanted(cost)) is not None:
+        store = Store.open(data or read_toml(run / "config.toml").get("data", ""))
+        poses = held_out_poses(store, pose, episodes, seed, ahead=steps)
+        cost = cost.given("joint-pose", goal=poses.joints.to(where))
+        start = poses.start
+    else:
+        start = None
+    made = planner.environment
+    env = make_batch(made["env"], threads, made["state"], **{**made["env_kwargs"], **parse_overrides(env_set or [])})
     try:
         with progress() as bar, no_denormals():
             shown = bar.add_task("carrying out the plans", total=steps, note="")
             execution = execute(
                 env,
-                WindowPlanner(model, planner),
+                planner.controller,
                 cost,
                 config,
-                start=None if goals is None else goals.start,
-                holds=None if goals is None else lambda state: error(state, goal, model.state_fields) < hold,
+                start=start,
+                holds=None if goals is None else lambda state: error(state, goal, planner.state_fields) < hold,
                 device=where,
                 on_step=lambda done: bar.update(shown, completed=done),
             )
     finally:
         env.close()
-    result = {"run": str(run), "task": task, **measures(execution, config, model.state_fields, axis, names)}
+    result = {"run": str(run), "task": task, **measures(execution, config, planner.state_fields, axis, names)}
     if goals is not None:
-        result |= reached(execution, config, goal, model.state_fields, hold)
-    kept = {**result, "planner": vars(planner), "machine": machine(), "versions": versions()}
+        result |= reached(execution, config, goal, planner.state_fields, hold)
+    else:
+        result |= goal_measures(execution, cost)
+    kept = {**result, "planner": dataclasses.asdict(planner.settings), "machine": machine(), "versions": versions()}
     if out is not None:
         write_json(out, kept)
     else:  # one more line of what this run can do: nothing is lost
@@ -106,7 +128,15 @@ def plan_command(
     if "progress_rad_per_100" in result:
         axes = "  ".join(f"{name} {value:.2f}" for name, value in result["per_axis"].items())
         say(f"{result['progress_rad_per_100']:.2f} ± {result['progress_se']:.2f} rad per 100 steps   {axes}")
-    if "success_rate" in result:
+    if "rmse_rad" in result:
+        say(f"{result['rmse_rad']:.4f} rad off the goal's joints, {result['start_rmse_rad']:.4f} at the start")
+    if "median_distance_m" in result:
+        clear = f", {result['clear_rate']:.1%} clear of obstacles" if "clear_rate" in result else ""
+        say(
+            f"{result['success_rate']:.1%} ± {result['success_se']:.1%} end within 2 cm of their goals{clear}, "
+            f"median {100 * result['median_distance_m']:.1f} cm"
+        )
+    elif "success_rate" in result:
         say(
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"

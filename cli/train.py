@@ -138,6 +138,54 @@ def plan(
     say(f'next: ebmtraj plan {shlex.quote(str(run))} --task "rotate axis=z"')
 
 
+@app.command("sequence")
+def sequence(
+    data: Data,
+    run: Annotated[Path, typer.Option("--run", help="The run directory to make.")],
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")] = None,
+    set_: Set = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0, max=2**63 - 1)] = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn what plans of whole state sequences are made of: a transition energy E(s, s'), and an inverse model.
+
+    The energy is as that of `train transition` (--set network.objective=cd: the paper's; its settings are
+    network.transition....), the inverse model says which action leads from a state to the next one of a plan. No task
+    enters. Budget, --resume and --set are as in `train transition`.
+
+    Example: ebmtraj train sequence --data reacher.zarr --run runs/reach --set training.steps=8000
+    """
+    from ebmtraj.config import read_toml
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.trajectories.sequence_fit import load_sequence_recipe, train_sequence
+
+    if resume and overwrite:
+        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a run, the second replaces it")
+    overrides = [*(set_ or []), *([f"training.seed={seed}"] if seed is not None else [])]
+    defaults = read_toml(run / "config.toml") if resume and (run / "config.toml").exists() else None
+    settings = load_sequence_recipe(recipe, overrides, {"data": data}, defaults)
+    if resume and not (run / "config.toml").exists():
+        say(f"{run} holds no run yet; beginning it")
+    with progress() as bar:
+        task = bar.add_task("training to plan", total=settings.training.steps, note="")
+        result, settings = train_sequence(
+            settings,
+            run,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=_note(p)),
+        )
+    if json_:
+        print_json({"run": str(run), "objective": settings.network.objective, **_outcome(result, run)})
+        return
+    say(_summary(result, run))
+    say(f'next: ebmtraj plan {shlex.quote(str(run))} --task "reach"')
+
+
 def _note(p: Progress) -> str:
     return f"{p.stage} loss {p.loss:.4f}" + ("" if p.validation is None else f" validation {p.validation:.4f}")
 

@@ -65,6 +65,7 @@ class KeptWindowRecipe(KeptRecipe, Protocol):
         """Settings of the model."""
 
 
+AnyRecipe = TypeVar("AnyRecipe", bound=KeptRecipe)
 WindowRecipe = TypeVar("WindowRecipe", bound=KeptWindowRecipe)
 
 
@@ -113,6 +114,25 @@ def train_on_windows(
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Result, WindowRecipe]:
     """Train any model that learns from windows of a store, made by `fresh(recipe, store)`; see `train_plan`."""
+
+    def split(store: Store, name: str, device: torch.device) -> Windows:
+        return windows_of(store, name, recipe, device)
+
+    return train_on(recipe, path, fresh, split, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
+
+
+def train_on(
+    recipe: AnyRecipe,
+    path: Path,
+    fresh: Callable[[AnyRecipe, Store], Any],
+    split: Callable[[Store, str, torch.device], Any],
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Result, AnyRecipe]:
+    """Train a model made by `fresh(recipe, store)` on what `split(store, name, device)` reads; see `train_plan`."""
     where = choose_device(device)
     use_threads(recipe.training.threads)
     store = Store.open(recipe.data)
@@ -125,7 +145,7 @@ def train_on_windows(
         own = recipes.build(type(recipe), recipes.read_toml(run.config), f"recipe {run.config}")
         recipe = check_same(recipe, own, run)
     model = fresh(recipe, store).to(where)
-    data, held_out = (windows_of(store, split, recipe, where) for split in ("train", "validation"))
+    data, held_out = (split(store, name, where) for name in ("train", "validation"))
     model.prepare(data)
     if not going_on:
         if recipe.training.seconds is not None:

@@ -21,6 +21,7 @@ from ebmtraj.trajectories.controllers.predictive import (
 from ebmtraj.trajectories.controllers.simple import HoldConfig, HoldStill, RandomActions, RandomConfig
 from ebmtraj.trajectories.controllers.trainings import check_trainings
 from ebmtraj.trajectories.plan import PlannerConfig
+from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ CONTROLLERS: dict[str, Entry] = {
     "base": _planner("its Gaussian base alone, guided", all={"prior": False}),
     "base-best-of-32": _planner(
         "its Gaussian base alone, best of 32", all={"prior": False, "candidates": 32, "guidance": 0.0}
+    ),
+    "sequence": Entry(
+        "sum of one-step energies over sequences of states, sampled with the task cost; inverse model",
+        SequenceConfig,
+        lambda trained, config: SequencePlanner(trained["sequence"].transition, trained["sequence"].act, config),
+        ("sequence",),
+        episodes=48,
     ),
     "bc": _cloned("behaviour cloning, told nothing", "clone"),
     "bc-axis": _cloned("behaviour cloning, told the axis that hindsight found", "clone-axis"),

@@ -17,6 +17,12 @@ from ebmtraj.trajectories.clone_fit import clone_step_seconds, load_clone, load_
 from ebmtraj.trajectories.fit import load_recipe, step_cpu_seconds, train_transition
 from ebmtraj.trajectories.plan_fit import CHECKPOINT, load_plan_model, load_plan_recipe, plan_step_seconds, train_plan
 from ebmtraj.trajectories.registry import load_model
+from ebmtraj.trajectories.sequence_fit import (
+    load_sequence_model,
+    load_sequence_recipe,
+    sequence_step_seconds,
+    train_sequence,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "plan": Kind(load_plan_recipe, train_plan, plan_step_seconds, load_plan_model),
+    "sequence": Kind(load_sequence_recipe, train_sequence, sequence_step_seconds, load_sequence_model),
     "clone": Kind(load_clone_recipe, train_clone, clone_step_seconds, load_clone),
     "transition": Kind(load_recipe, train_transition, step_cpu_seconds, lambda run: load_model(run / CHECKPOINT)),
 }
@@ -73,6 +80,7 @@ class Training:
 
 TRAININGS: dict[str, Training] = {
     "window": Training("plan"),
+    "sequence": Training("sequence"),
     "clone": Training("clone"),
     "clone-axis": Training("clone", ("label=axis",)),
     "clone-goal": Training("clone", ("label=goal",)),
