@@ -13,6 +13,7 @@ from ebmtraj.envs.registry import make_batch
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.trajectories.control import Controller
 from ebmtraj.trajectories.controllers.registry import CONTROLLERS, find_controller, make_controller
+from ebmtraj.trajectories.controllers.shooting import ShootingConfig
 from ebmtraj.trajectories.controllers.trainings import TRAININGS, Training, with_steps
 from ebmtraj.trajectories.costs import parse_task
 from ebmtraj.trajectories.execute import ExecuteConfig, execute
@@ -29,6 +30,11 @@ NETWORK = {
 QUICK: dict[str, dict[str, Any]] = {  # settings of slow controllers
     "sequence": {"horizon": 3, "plans": 2, "levels": 2, "steps": 1},
     "simulator": {"samples": 2, "horizon": 3, "every": 2},
+    **{
+        name: {"candidates": 4, "elites": 2, "keep": 1, "rounds": 2, "horizon": 10}
+        for name, entry in CONTROLLERS.items()
+        if entry.Config is ShootingConfig
+    },
     "simulator-prior": {"samples": 2, "horizon": 3, "every": 2, "redraw": 2},
 }
 

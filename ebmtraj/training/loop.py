@@ -168,11 +168,14 @@ def train(
     try:
         while state.stage < len(shares):
             stage, steps = shares[state.stage], plan[state.stage]
-            loss, logs = _step(model, stage, state, data, config, steps, guard)
+            fault = validation = None
+            try:
+                loss, logs = _step(model, stage, state, data, config, steps, guard)
+            except DivergedError as error:  # a chain of the sampler that did not stay finite
+                fault = str(error)
             last = state.step == steps
-            validation = None
-            if last or state.step % config.log_every == 0 or state.step % config.check_every == 0:
-                fault = guard.look()
+            if fault is not None or last or state.step % config.log_every == 0 or state.step % config.check_every == 0:
+                fault = fault or guard.look()
                 if fault is None and (last or state.step % config.check_every == 0):
                     validation = _validate(state.averaged, state.stage, checks)
                     fault = None if math.isfinite(validation) else "the validation loss is not finite"
@@ -280,8 +283,12 @@ def _validate(averaged: Trainable, stage: int, checks: Batch) -> float:
     noise = torch.Generator(device=checks.state.device).manual_seed(1234)
     was_training = averaged.training
     averaged.eval()
-    loss, logs = averaged.stages()[stage].loss(checks, noise)
-    averaged.train(was_training)
+    try:
+        loss, logs = averaged.stages()[stage].loss(checks, noise)
+    except DivergedError:
+        return math.nan
+    finally:
+        averaged.train(was_training)
     return float(logs.get("validation", loss).detach())
 
 

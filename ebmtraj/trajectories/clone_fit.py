@@ -13,12 +13,11 @@ import torch
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.fields import fields_from_json
-from ebmtraj.runs import Run
-from ebmtraj.training.checkpoint import load_tensors, load_weights
+from ebmtraj.training.checkpoint import load_weights
 from ebmtraj.training.loop import Progress, Result, TrainingConfig
 from ebmtraj.trajectories.clone import LABELS, CloneConfig, CloneModel
-from ebmtraj.trajectories.plan_fit import CHECKPOINT, environment_of, train_on_windows, window_step_seconds
+from ebmtraj.trajectories.plan_fit import windows_of
+from ebmtraj.trajectories.training_run import Kind, environment_of, read_trained, train_run
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,7 @@ def train_clone(
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Result, CloneRecipe]:
     """Train a cloned policy on a store into a run directory; returns and raises as `train_plan`."""
-    return train_on_windows(recipe, path, _fresh, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
-
-
-def clone_step_seconds(recipe: CloneRecipe) -> float:
-    """Seconds of one CPU core that an optimiser step of this recipe takes; nothing is kept."""
-    return window_step_seconds(recipe, _fresh)
+    return train_run(CLONE, recipe, path, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
 
 
 def load_clone(run: Path, device: torch.device | str = "cpu") -> tuple[CloneModel, dict[str, Any]]:
@@ -68,25 +62,16 @@ def load_clone(run: Path, device: torch.device | str = "cpu") -> tuple[CloneMode
 
     Raises `EbmtrajError` where there is no such run, it is of another kind, not finished, or damaged.
     """
-    Run.open(run)
-    path = run / CHECKPOINT
-    if not path.exists():
-        raise EbmtrajError(f"run {run} is not finished; go on with: ebmtraj train clone --run {run} --resume ...")
-    header, tensors = load_tensors(path)
-    if header.get("kind") != "clone":
-        raise EbmtrajError(f"run {run} holds a {header.get('kind')} model, not a cloned policy; see `ebmtraj train clone`")
-    try:
-        label, network = str(header["label"]), dict(header["network"])
-        state_fields, action_fields = (fields_from_json(header[name]) for name in ("state_fields", "action_fields"))
-        environment = dict(header["environment"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
+    found = read_trained(run, "clone")
+    if found.kind != "clone":
+        raise EbmtrajError(f"run {run} holds a {found.kind} model, not a cloned policy; see `ebmtraj train clone`")
+    label = str(found.header.get("label"))
     if label not in LABELS:
-        raise EbmtrajError(f"checkpoint {path}: unknown label {label!r}; use the version of ebmtraj that wrote it")
-    config = recipes.build(CloneConfig, recipes.to_plain(network), f"checkpoint {path}: network")
-    model = CloneModel(state_fields, action_fields, label=label, config=config, environment=environment)
-    load_weights(model, tensors, path)
-    return model.to(device).eval(), header
+        raise found.refuse(f"unknown label {label!r}; use the version of ebmtraj that wrote it")
+    config = recipes.build(CloneConfig, found.network, f"checkpoint {found.path}: network")
+    model = CloneModel(found.state_fields, found.action_fields, label=label, config=config, environment=found.environment)
+    load_weights(model, found.tensors, found.path)
+    return model.to(device).eval(), found.header
 
 
 def _fresh(recipe: CloneRecipe, store: Store) -> CloneModel:
@@ -100,3 +85,6 @@ def _fresh(recipe: CloneRecipe, store: Store) -> CloneModel:
             config=recipe.network,
             environment=environment_of(store),
         )
+
+
+CLONE = Kind(_fresh, windows_of)

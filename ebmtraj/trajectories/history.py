@@ -14,13 +14,15 @@ from ebmtraj.errors import EbmtrajError
 BOUND = 6.0  # moves are clamped here, in standard deviations
 
 
-def check_history(history: int, history_noise: float, forget: float) -> None:
+def check_history(history: int, history_noise: float, forget: float, previous_control: bool = False) -> None:
     """Raise `EbmtrajError` for settings that make no past."""
     if history < 0 or history_noise < 0 or not 0 <= forget <= 1:
         raise EbmtrajError(
             f"network: history = {history}, history_noise = {history_noise}, forget = {forget}; "
             "it needs history >= 0, history_noise >= 0 and 0 <= forget <= 1"
         )
+    if previous_control and history == 0:
+        raise EbmtrajError("network.previous_control = true needs a past; set network.history = 1 or more, or it to false")
 
 
 def moves(

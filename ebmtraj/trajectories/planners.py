@@ -13,15 +13,14 @@ from ebmtraj.config import from_recipe, read_toml
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
-from ebmtraj.runs import Run
-from ebmtraj.training.checkpoint import load_tensors
 from ebmtraj.trajectories.control import Controller, WindowPlanner
 from ebmtraj.trajectories.controllers.gradient import GradientConfig, GradientPlanner
 from ebmtraj.trajectories.plan import PlannerConfig
-from ebmtraj.trajectories.plan_fit import CHECKPOINT, environment_of, load_plan_model
+from ebmtraj.trajectories.plan_fit import load_plan_model
 from ebmtraj.trajectories.registry import load_model
 from ebmtraj.trajectories.sequence_fit import load_sequence_model
 from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
+from ebmtraj.trajectories.training_run import environment_of, read_trained
 from ebmtraj.trajectories.window import WindowModel
 
 
@@ -44,18 +43,15 @@ def load_planner(
     `train transition --actions`: of states and actions by E(s, a, s') (`dsm`), or of actions through the model (`fc`).
     Raises `EbmtrajError` for a run that does not plan.
     """
-    Run.open(run)
-    path = run / CHECKPOINT
-    usual = {"deadline": deadline}
-    header = load_tensors(path)[0] if path.exists() else {}
-    kind = header.get("kind")
+    usual, found = {"deadline": deadline}, read_trained(run, "plan")
+    kind, header = found.kind, found.header
     if kind == "sequence":
         model, _ = load_sequence_model(run, device)
         settings = from_recipe(SequenceConfig, None, overrides, usual)
         planner = SequencePlanner(model.transition, model.act, settings)
         return RunPlanner(planner, settings, model.state_fields, model.environment)
     if kind == "transition" and header.get("actions") and header.get("model") in ("dsm", "fc"):
-        transition, _ = load_model(path, device)
+        transition, _ = load_model(found.path, device)
         environment = environment_of(Store.open(read_toml(run / "config.toml").get("data", "")))
         if transition.name == "fc":
             through = from_recipe(GradientConfig, None, overrides, usual)
@@ -63,7 +59,7 @@ def load_planner(
         settings = from_recipe(SequenceConfig, None, overrides, usual)
         planner = SequencePlanner(transition, None, settings)
         return RunPlanner(planner, settings, transition.state_fields, environment)
-    if kind not in (None, "window"):
+    if kind != "window":
         raise EbmtrajError(
             f"run {run} holds a {kind} model, which does not plan; train one: ebmtraj train plan (or sequence) --run ..."
         )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +13,21 @@ import torch
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Transitions
-from ebmtraj.device import use_threads
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.fields import fields_from_json
-from ebmtraj.runs import Run
-from ebmtraj.training.checkpoint import load_tensors, load_weights
-from ebmtraj.training.loop import Progress, Result, TrainingConfig, step_time
-from ebmtraj.trajectories.plan_fit import CHECKPOINT, environment_of, train_on
+from ebmtraj.training.checkpoint import load_weights
+from ebmtraj.training.loop import Progress, Result, TrainingConfig
 from ebmtraj.trajectories.sequence_model import SequenceModel, SequenceNetwork
+from ebmtraj.trajectories.training_run import Kind, environment_of, episode_limit, read_trained, train_run
 
 
 @dataclass(frozen=True)
 class SequenceRecipe:
     """All that decides a model that plans sequences of states; `config.toml` in the run directory holds exactly this."""
 
-    kind: str = "sequence"
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
     network: SequenceNetwork = field(default_factory=SequenceNetwork)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=15_000, learning_rate=4e-3, constant=0.2))
-
-    def __post_init__(self) -> None:
-        if self.kind != "sequence":
-            raise EbmtrajError(f"kind = {self.kind!r}; a recipe of sequence plans says kind = 'sequence'")
 
 
 def load_sequence_recipe(
@@ -60,17 +50,7 @@ def train_sequence(
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Result, SequenceRecipe]:
     """Train a transition energy and its inverse model on a store into one run directory; see `train_plan`."""
-    where = partial(_transitions, limit=recipe.training.episodes or None)
-    return train_on(recipe, path, _fresh, where, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
-
-
-def sequence_step_seconds(recipe: SequenceRecipe) -> float:
-    """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept."""
-    use_threads(1)
-    store = Store.open(recipe.data)
-    model, data = _fresh(recipe, store), _transitions(store, "validation", torch.device("cpu"))
-    model.prepare(data)
-    return step_time(model, data, recipe.training, clock=time.thread_time)
+    return train_run(SEQUENCE, recipe, path, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
 
 
 def load_sequence_model(run: Path, device: torch.device | str = "cpu") -> tuple[SequenceModel, dict[str, Any]]:
@@ -78,28 +58,14 @@ def load_sequence_model(run: Path, device: torch.device | str = "cpu") -> tuple[
 
     Raises `EbmtrajError` where there is no such run, it is of another kind, not finished, or damaged.
     """
-    Run.open(run)
-    path = run / CHECKPOINT
-    if not path.exists():
-        raise EbmtrajError(f"run {run} is not finished; go on with: ebmtraj train sequence --run {run} --resume ...")
-    header, tensors = load_tensors(path)
-    if header.get("kind") != "sequence":
-        raise EbmtrajError(f"run {run} holds a {header.get('kind')} model; train one: ebmtraj train sequence --run ...")
-    try:
-        network, environment = dict(header["network"]), dict(header["environment"])
-        state_fields, action_fields = (fields_from_json(header[name]) for name in ("state_fields", "action_fields"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
-    source = f"checkpoint {path}"
-    settings = recipes.build(SequenceNetwork, recipes.to_plain(network), f"{source}: network").completed(source)
-    model = SequenceModel(state_fields, action_fields, network=settings, environment=environment)
-    load_weights(model, tensors, path)
-    return model.to(device).eval(), header
-
-
-def _transitions(store: Store, split: str, device: torch.device, *, limit: int | None = None) -> Transitions:
-    limit = limit if split == "train" else None
-    return Transitions.load(store, split, actions=True, limit=limit, device=device)
+    found = read_trained(run, "sequence")
+    if found.kind != "sequence":
+        raise EbmtrajError(f"run {run} holds a {found.kind} model; train one: ebmtraj train sequence --run ...")
+    source = f"checkpoint {found.path}"
+    network = recipes.build(SequenceNetwork, found.network, f"{source}: network").completed(source)
+    model = SequenceModel(found.state_fields, found.action_fields, network=network, environment=found.environment)
+    load_weights(model, found.tensors, found.path)
+    return model.to(device).eval(), found.header
 
 
 def _fresh(recipe: SequenceRecipe, store: Store) -> SequenceModel:
@@ -109,3 +75,12 @@ def _fresh(recipe: SequenceRecipe, store: Store) -> SequenceModel:
         return SequenceModel(
             store.state_fields, store.action_fields, network=recipe.network, environment=environment_of(store)
         )
+
+
+def _transitions(
+    store: Store, split: str, recipe: SequenceRecipe, model: SequenceModel, device: torch.device
+) -> Transitions:
+    return Transitions.load(store, split, actions=True, limit=episode_limit(recipe, split), device=device)
+
+
+SEQUENCE = Kind(_fresh, _transitions)

@@ -52,8 +52,10 @@ class GradientPlanner:
     """
 
     def __init__(self, model: TransitionModel, config: GradientConfig | None = None) -> None:
-        if not isinstance(model, FeedForwardModel) or not model.actions:
-            raise EbmtrajError("a plan through a model needs an fc model with actions; train it with --model fc --actions")
+        if not isinstance(model, FeedForwardModel) or not model.actions or model.history:
+            raise EbmtrajError(
+                "a plan through a model needs an fc model with actions, without history; train it with --model fc --actions"
+            )
         self.model, self.config = model, config or GradientConfig()
         low, high = bounds_of(model.action_fields)
         self.middle, self.half = (low + high) / 2, (high - low) / 2
@@ -125,8 +127,6 @@ class GradientPlanner:
 
 
 def following(model: FeedForwardModel, state: Tensor, action: Tensor) -> Tensor:
-    """The next states `(B, S)` that a feed-forward model predicts, kept to the data's range, differentiable."""
-    predicted = model.net(model.context(state, action))
-    if model.config.space == "state":
-        return model.normaliser.increments.project(model.normaliser.restore_state(predicted), state)
-    return model.normaliser.clamp(model.normaliser.advance(state, predicted))
+    """The next states `(B, S)` that a feed-forward model expects, kept to the data's range, differentiable."""
+    z = model.expected_move(state, model.context(state, action))
+    return model.normaliser.clamp(model.normaliser.advance(state, z))

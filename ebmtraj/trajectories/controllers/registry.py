@@ -18,10 +18,17 @@ from ebmtraj.trajectories.controllers.predictive import (
     PredictiveConfig,
     PredictiveSampling,
 )
+from ebmtraj.trajectories.controllers.shooting import Shooting, ShootingConfig
 from ebmtraj.trajectories.controllers.simple import HoldConfig, HoldStill, RandomActions, RandomConfig
 from ebmtraj.trajectories.controllers.trainings import check_trainings
 from ebmtraj.trajectories.plan import PlannerConfig
 from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
+
+# chosen on validation starts
+CEM: dict[str, Any] = {"method": "cem"}
+MPPI: dict[str, Any] = {"method": "mppi"}
+CEM_PRIOR: dict[str, Any] = {"method": "cem", "candidates": 16, "elites": 4, "renoise": 0.7}
+MPPI_PRIOR: dict[str, Any] = {"method": "mppi", "candidates": 16, "elites": 4, "rounds": 1}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Entry:
     needs: tuple[str, ...] = ()  # names of `trainings.TRAININGS`
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     privileged: bool = False  # it knows what is in no state: the simulator, or the policy that made the data
+    env: str | None = None  # the only environment that it acts on; None: any
     episodes: int | None = None  # at most so many in a comparison, where it is slow
 
     def config(self, task: str = "", changes: Mapping[str, Any] | None = None) -> Any:
@@ -63,7 +71,25 @@ def _cloned(about: str, need: str, **settings: Mapping[str, Any]) -> Entry:
 
 def _commanded(about: str, **all: Any) -> Entry:
     """The policy that made the data."""
-    return Entry(about, CommandedConfig, lambda trained, config: Commanded(config), settings={"": all}, privileged=True)
+    return Entry(
+        about,
+        CommandedConfig,
+        lambda trained, config: Commanded(config),
+        settings={"": all},
+        privileged=True,
+        env="hand-cube",
+    )
+
+
+def _shooting(about: str, dynamics: str, prior: str | None = None, **settings: Mapping[str, Any]) -> Entry:
+    """CEM or MPPI in a one-step model under some settings; `every` task's stand under `all`."""
+    own = {("" if task == "all" else task): values for task, values in settings.items()}
+    needs = (dynamics,) if prior is None else (dynamics, prior)
+
+    def make(trained: Mapping[str, Any], config: ShootingConfig) -> Shooting:
+        return Shooting(trained[dynamics], config, None if prior is None else trained[prior])
+
+    return Entry(about, ShootingConfig, make, needs, own)
 
 
 CONTROLLERS: dict[str, Entry] = {
@@ -73,6 +99,24 @@ CONTROLLERS: dict[str, Entry] = {
     "base": _planner("its Gaussian base alone, guided", all={"prior": False}),
     "base-best-of-32": _planner(
         "its Gaussian base alone, best of 32", all={"prior": False, "candidates": 32, "guidance": 0.0}
+    ),
+    "field": Entry(
+        "a vector field in the energy's place (guided diffusion), guided by the task cost",
+        PlannerConfig,
+        lambda trained, config: WindowPlanner(trained["window-field"], config),
+        ("window-field",),
+    ),
+    "cem-fc": _shooting("CEM in FC", "dynamics-fc", all=CEM),
+    "mppi-fc": _shooting("MPPI in FC", "dynamics-fc", all=MPPI),
+    "cem-fc-prior": _shooting("CEM in FC, from the window energy", "dynamics-fc", "window", all=CEM_PRIOR),
+    "mppi-fc-prior": _shooting("MPPI in FC, from the window energy", "dynamics-fc", "window", all=MPPI_PRIOR),
+    "cem-ensemble": _shooting("CEM in a Gaussian ensemble", "dynamics-ensemble", all=CEM),
+    "mppi-ensemble": _shooting("MPPI in a Gaussian ensemble", "dynamics-ensemble", all=MPPI),
+    "cem-ensemble-prior": _shooting(
+        "CEM in a Gaussian ensemble, from the window energy", "dynamics-ensemble", "window", all=CEM_PRIOR
+    ),
+    "mppi-ensemble-prior": _shooting(
+        "MPPI in a Gaussian ensemble, from the window energy", "dynamics-ensemble", "window", all=MPPI_PRIOR
     ),
     "sequence": Entry(
         "sum of one-step energies over sequences of states, sampled with the task cost; inverse model",

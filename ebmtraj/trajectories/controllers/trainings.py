@@ -13,33 +13,28 @@ import torch
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.loop import Result
-from ebmtraj.trajectories.clone_fit import clone_step_seconds, load_clone, load_clone_recipe, train_clone
-from ebmtraj.trajectories.fit import load_recipe, step_cpu_seconds, train_transition
-from ebmtraj.trajectories.plan_fit import CHECKPOINT, load_plan_model, load_plan_recipe, plan_step_seconds, train_plan
+from ebmtraj.trajectories.clone_fit import CLONE, load_clone, load_clone_recipe
+from ebmtraj.trajectories.fit import TRANSITION, load_recipe
+from ebmtraj.trajectories.plan_fit import PLAN, load_plan_model, load_plan_recipe
 from ebmtraj.trajectories.registry import load_model
-from ebmtraj.trajectories.sequence_fit import (
-    load_sequence_model,
-    load_sequence_recipe,
-    sequence_step_seconds,
-    train_sequence,
-)
+from ebmtraj.trajectories.sequence_fit import SEQUENCE, load_sequence_model, load_sequence_recipe
+from ebmtraj.trajectories.training_run import CHECKPOINT, Kind, step_seconds, train_run
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A command `ebmtraj train ...`: how its recipe is made, timed and trained, and how its model comes back."""
+class Command:
+    """A command `ebmtraj train ...`: what it trains, how its recipe is made, and how its model comes back."""
 
+    kind: Kind
     recipe: Callable[..., Any]  # (path, overrides, given) -> recipe with `data` and `training`
-    train: Callable[..., tuple[Result, Any]]  # (recipe, run directory, device=, resume=)
-    step_seconds: Callable[[Any], float]  # of one core for an optimiser step
     load: Callable[[Path], tuple[torch.nn.Module, dict[str, Any]]]  # the model in a run directory, and its header
 
 
-KINDS: dict[str, Kind] = {
-    "plan": Kind(load_plan_recipe, train_plan, plan_step_seconds, load_plan_model),
-    "sequence": Kind(load_sequence_recipe, train_sequence, sequence_step_seconds, load_sequence_model),
-    "clone": Kind(load_clone_recipe, train_clone, clone_step_seconds, load_clone),
-    "transition": Kind(load_recipe, train_transition, step_cpu_seconds, lambda run: load_model(run / CHECKPOINT)),
+COMMANDS: dict[str, Command] = {
+    "plan": Command(PLAN, load_plan_recipe, load_plan_model),
+    "sequence": Command(SEQUENCE, load_sequence_recipe, load_sequence_model),
+    "clone": Command(CLONE, load_clone_recipe, load_clone),
+    "transition": Command(TRANSITION, load_recipe, lambda run: load_model(run / CHECKPOINT)),
 }
 
 
@@ -47,7 +42,7 @@ KINDS: dict[str, Kind] = {
 class Training:
     """One model that controllers need: `ebmtraj train KIND --data STORE --run RUN --set ...`."""
 
-    kind: str  # a name of KINDS
+    kind: str  # a name of COMMANDS
     set: tuple[str, ...] = ()  # as --set
 
     def recipe(self, data: str, seed: int, seconds: float | None = None, changes: tuple[str, ...] = ()) -> Any:
@@ -57,19 +52,19 @@ class Training:
         """
         budget = () if seconds is None else (f"training.seconds={seconds}",)
         overrides = [*budget, *self.set, *changes, f"training.seed={seed}", "training.threads=1"]
-        return KINDS[self.kind].recipe(None, overrides, {"data": data})
+        return COMMANDS[self.kind].recipe(None, overrides, {"data": data})
 
     def train(self, recipe: Any, run: Path, *, resume: bool = True) -> Result:
         """Train into a run directory on this processor, going on with one that was killed."""
-        return KINDS[self.kind].train(recipe, run, device="cpu", resume=resume)[0]
+        return train_run(COMMANDS[self.kind].kind, recipe, run, device="cpu", resume=resume)[0]
 
     def step_seconds(self, recipe: Any) -> float:
         """Seconds of one core that an optimiser step takes; nothing is kept."""
-        return KINDS[self.kind].step_seconds(recipe)
+        return step_seconds(COMMANDS[self.kind].kind, recipe)
 
     def load(self, run: Path) -> torch.nn.Module:
         """The trained model of a run directory; raises `EbmtrajError` where there is none."""
-        return KINDS[self.kind].load(run)[0]
+        return COMMANDS[self.kind].load(run)[0]
 
     def command(self, data: str, run: str) -> str:
         """The command that trains it."""
@@ -78,12 +73,19 @@ class Training:
         )
 
 
+# Models that are told the action, and the past: a hand's state does not say how fast it moves.
+PAST = ("actions=true", "network.history=2", "network.previous_control=true")
+# The paper's feed-forward network as it should have been, see `report.compare_rows`.
+DELTA = ("network.space=delta", "network.matrices=true", "network.spectral=false", "network.width=256")
 TRAININGS: dict[str, Training] = {
     "window": Training("plan"),
     "sequence": Training("sequence"),
     "clone": Training("clone"),
     "clone-axis": Training("clone", ("label=axis",)),
     "clone-goal": Training("clone", ("label=goal",)),
+    "window-field": Training("plan", ("prior=field",)),
+    "dynamics-fc": Training("transition", ("model=fc", *DELTA, *PAST)),
+    "dynamics-ensemble": Training("transition", ("model=ensemble", *PAST)),
 }
 
 
