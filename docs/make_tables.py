@@ -283,7 +283,9 @@ def plans_table(results: dict[str, Any]) -> str:
     seeds, trained = protocol["seeds"], protocol["data"]["splits"]["train"]
     budgets = [row["train_core_seconds"] for row in results["trainings"] if row.get("train_core_seconds")]
     spent = f", {min(budgets):.0f} to {max(budgets):.0f} s of one core each" if budgets else ""
-    spread = f"Means over {len(seeds)} training seeds, least and greatest in brackets" if len(seeds) > 1 else f"Seed {seeds[0]}"
+    spread = (
+        f"Means over {len(seeds)} training seeds, least and greatest in brackets" if len(seeds) > 1 else f"Seed {seeds[0]}"
+    )
     return (
         f"{markdown_plans(results)}\n{spread}, ± the standard error over the starts. Rotate: rad along a commanded axis per "
         f"100 steps until a drop, mean of six axes. Reorient: goals 0.5 to 1.5 rad away, within 0.4 rad at the end and not "

@@ -21,12 +21,14 @@ from ebmtraj.trajectories.measure import rotation_task
 
 NETWORK = {
     "plan": ("network.width=16", "network.horizons=[2,8,12]"),
+    "sequence": ("network.transition.width=16", "network.inverse.width=16"),
     "clone": ("network.width=16", "network.horizons=[2,8,12]"),
     "transition": ("network.width=16", "network.depth=1"),
 }
 
 
 QUICK: dict[str, dict[str, Any]] = {  # settings of slow controllers
+    "sequence": {"horizon": 3, "plans": 2, "levels": 2, "steps": 1},
     "simulator": {"samples": 2, "horizon": 3, "every": 2},
     **{
         name: {"candidates": 4, "elites": 2, "keep": 1, "rounds": 2, "horizon": 10}

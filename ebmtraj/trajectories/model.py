@@ -66,8 +66,8 @@ class TransitionModel(Trainable):
         self.normaliser.fit(data, **settings)
 
     def context(self, state: Tensor, action: Tensor | None) -> Tensor:
-        """What the networks are given, `(B, S), (B, A) or None -> (B, C)`."""
-        return self.normaliser.context(state, action, matrices=self.matrices)
+        """What the networks are given, `(B, S), (B, A) or None -> (B, C)`; a model without actions does not look at any."""
+        return self.normaliser.context(state, action if self.actions else None, matrices=self.matrices)
 
     def seen(
         self,

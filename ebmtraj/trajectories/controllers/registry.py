@@ -22,6 +22,7 @@ from ebmtraj.trajectories.controllers.shooting import Shooting, ShootingConfig
 from ebmtraj.trajectories.controllers.simple import HoldConfig, HoldStill, RandomActions, RandomConfig
 from ebmtraj.trajectories.controllers.trainings import check_trainings
 from ebmtraj.trajectories.plan import PlannerConfig
+from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
 
 # chosen on validation starts
 CEM: dict[str, Any] = {"method": "cem"}
@@ -116,6 +117,13 @@ CONTROLLERS: dict[str, Entry] = {
     ),
     "mppi-ensemble-prior": _shooting(
         "MPPI in a Gaussian ensemble, from the window energy", "dynamics-ensemble", "window", all=MPPI_PRIOR
+    ),
+    "sequence": Entry(
+        "sum of one-step energies over sequences of states, sampled with the task cost; inverse model",
+        SequenceConfig,
+        lambda trained, config: SequencePlanner(trained["sequence"].transition, trained["sequence"].act, config),
+        ("sequence",),
+        episodes=48,
     ),
     "bc": _cloned("behaviour cloning, told nothing", "clone"),
     "bc-axis": _cloned("behaviour cloning, told the axis that hindsight found", "clone-axis"),

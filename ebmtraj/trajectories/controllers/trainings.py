@@ -17,6 +17,7 @@ from ebmtraj.trajectories.clone_fit import CLONE, load_clone, load_clone_recipe
 from ebmtraj.trajectories.fit import TRANSITION, load_recipe
 from ebmtraj.trajectories.plan_fit import PLAN, load_plan_model, load_plan_recipe
 from ebmtraj.trajectories.registry import load_model
+from ebmtraj.trajectories.sequence_fit import SEQUENCE, load_sequence_model, load_sequence_recipe
 from ebmtraj.trajectories.training_run import CHECKPOINT, Kind, step_seconds, train_run
 
 
@@ -31,6 +32,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "plan": Command(PLAN, load_plan_recipe, load_plan_model),
+    "sequence": Command(SEQUENCE, load_sequence_recipe, load_sequence_model),
     "clone": Command(CLONE, load_clone_recipe, load_clone),
     "transition": Command(TRANSITION, load_recipe, lambda run: load_model(run / CHECKPOINT)),
 }
@@ -77,6 +79,7 @@ PAST = ("actions=true", "network.history=2", "network.previous_control=true")
 DELTA = ("network.space=delta", "network.matrices=true", "network.spectral=false", "network.width=256")
 TRAININGS: dict[str, Training] = {
     "window": Training("plan"),
+    "sequence": Training("sequence"),
     "clone": Training("clone"),
     "clone-axis": Training("clone", ("label=axis",)),
     "clone-goal": Training("clone", ("label=goal",)),
