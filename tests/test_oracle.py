@@ -53,7 +53,15 @@ def test_a_hmc_proposal_and_its_acceptance_are_blackjax_s() -> None:
     new, info = jax.vmap(kernel.step)(keys, jax.vmap(kernel.init)(starts()))
     always = torch.full((CHAINS,), -math.inf, dtype=torch.float64)
     momentum = tensor(info.momentum) * scale  # theirs has the mass for its variance
-    ours, proposal = hamiltonian_step(target, target(tensor(starts())), momentum, always, size, leapfrog=steps, scale=scale)
+    ours, proposal = hamiltonian_step(
+        target,
+        target(tensor(starts())),
+        momentum,
+        always,
+        torch.tensor(size, dtype=torch.float64),
+        leapfrog=steps,
+        scale=scale,
+    )
     torch.testing.assert_close(ours.x, tensor(info.proposal.position), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(proposal.accept, tensor(info.acceptance_rate), rtol=1e-8, atol=1e-8)
     moved = torch.from_numpy(np.array(info.is_accepted))
@@ -71,7 +79,7 @@ def test_a_mala_proposal_and_its_acceptance_are_blackjax_s() -> None:
     before, after = target(tensor(starts())[moved]), tensor(new.position)[moved]
     momentum = (after - before.x + size * before.gradient) / (2 * size) ** 0.5
     always = torch.full((len(after),), -math.inf, dtype=torch.float64)
-    ours, proposal = hamiltonian_step(target, before, momentum, always, (2 * size) ** 0.5)
+    ours, proposal = hamiltonian_step(target, before, momentum, always, torch.tensor((2 * size) ** 0.5, dtype=torch.float64))
     torch.testing.assert_close(ours.x, after, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(proposal.accept, tensor(info.acceptance_rate)[moved], rtol=1e-8, atol=1e-8)
     assert 0.05 < (~moved).double().mean() < 0.95
