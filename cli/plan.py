@@ -28,6 +28,9 @@ def plan_command(
     out: Annotated[
         Path | None, typer.Option(help="Where to write the result. [default: it is added to RUN/results.json]")
     ] = None,
+    own_code: Annotated[
+        bool, typer.Option("--own-code", help="Allow terms module:function, which run code of your own.")
+    ] = False,
     video: Annotated[
         Path | None, typer.Option(help="Also a film, .mp4 or .gif: some episodes, each with a ghost of its plan.")
     ] = None,
@@ -81,7 +84,7 @@ def plan_command(
     if interactive:
         check_display()
     model, _ = load_plan_model(run, where)
-    cost = parse_task(task, model.state_fields)
+    cost = parse_task(task, model.state_fields, own_code=own_code)
     if interactive:
         if "axis=all" in task.split():
             raise EbmtrajError("--interactive shows one episode; choose one axis, such as axis=z")
@@ -93,6 +96,11 @@ def plan_command(
     goals = None
     if reorients(cost):
         store = Store.open(data or read_toml(run / "config.toml").get("data", ""))
+        if store.state_fields != model.state_fields:
+            raise EbmtrajError(
+                f"store {store.path} holds other states than those that run {run} was trained on; give one of "
+                f"{model.environment['env']} (--data)"
+            )
         goals = held_out_goals(store, episodes, seed)
         goal = goals.quaternion.to(where)
         cost = cost.given("reorient", goal=goal)

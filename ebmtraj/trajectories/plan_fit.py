@@ -93,7 +93,7 @@ def load_plan_model(run: Path, device: torch.device | str = "cpu") -> tuple[Wind
 
     Raises `EbmtrajError` where there is no such run, it is of another kind, not finished, or damaged.
     """
-    Run.open(run)
+    Run.open(run, "train plan")
     path = run / CHECKPOINT
     if not path.exists():
         raise EbmtrajError(f"run {run} is not finished; go on with: ebmtraj train plan --run {run} --resume ...")
