@@ -36,6 +36,9 @@ def plan_command(
     out: Annotated[
         Path | None, typer.Option(help="Where to write the result. [default: it is added to RUN/results.json]")
     ] = None,
+    own_code: Annotated[
+        bool, typer.Option("--own-code", help="Allow terms module:function, which run code of your own.")
+    ] = False,
     video: Annotated[
         Path | None, typer.Option(help="Also a film, .mp4 or .gif: some episodes, each with a ghost of its plan.")
     ] = None,
@@ -90,7 +93,7 @@ def plan_command(
     if interactive:
         check_display()
     planner = load_planner(run, set_ or [], where, deadline=steps if "when=end" in task.split() else 0)
-    cost = parse_task(task, planner.state_fields)
+    cost = parse_task(task, planner.state_fields, own_code=own_code)
     if interactive and "axis=all" in task.split():
         raise EbmtrajError("--interactive shows one episode; choose one axis, such as axis=z")
     trial = make_trial(

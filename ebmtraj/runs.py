@@ -129,11 +129,11 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> Run:
-        """An existing run; raises `EbmtrajError` where there is none."""
+    def open(cls, path: Path, made_by: str = "train transition") -> Run:
+        """An existing run; raises `EbmtrajError`, naming the command that makes such a run, where there is none."""
         run = cls(path)
         if not path.is_dir():
-            raise EbmtrajError(f"run {path} does not exist; train it first: ebmtraj train transition --run {path} ...")
+            raise EbmtrajError(f"run {path} does not exist; train it first: ebmtraj {made_by} --run {path} ...")
         if not run.config.exists():
             raise EbmtrajError(f"{path} is not a run: it has no config.toml")
         return run

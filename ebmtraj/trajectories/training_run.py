@@ -156,9 +156,7 @@ def read_trained(run: Path, command: str) -> Trained:
 
     Raises `EbmtrajError` where there is no such run, it is not finished, or damaged. Its kind is the caller's to check.
     """
-    if not run.exists():
-        raise EbmtrajError(f"run {run} does not exist; train one: ebmtraj train {command} --data STORE --run {run}")
-    Run.open(run)
+    Run.open(run, f"train {command}")
     path = run / CHECKPOINT
     if not path.exists():
         raise EbmtrajError(f"run {run} is not finished; go on with: ebmtraj train {command} --run {run} --resume ...")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.store import Store
+from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.trajectories.costs import TaskCost
 from ebmtraj.trajectories.execute import ExecuteConfig, Execution, Holds
@@ -53,14 +54,14 @@ def make_trial(
     """Give each episode what the task leaves open: an axis of `axis=all`, a held-out episode's orientation or joint pose.
 
     `axis=all` makes the number of episodes a multiple of six. `hold` (rad) is the stop rule of orientations. Raises
-    `EbmtrajError` where the store has too few such episodes.
+    `EbmtrajError` where the store has too few such episodes, or other states.
     """
     if any(getattr(part, "axis", None) == "all" for part in task.parts if part.name == "rotate"):
         config = dataclasses.replace(config, episodes=6 * -(-config.episodes // 6))
     task, axis, names = rotation_task(task, config.episodes, device)
     trial = Trial(task, config, axis=axis, names=tuple(names))
     if reorients(task):
-        goals = held_out_goals(store(), config.episodes, config.seed)
+        goals = held_out_goals(_of_same_states(store(), task), config.episodes, config.seed)
         goal = goals.quaternion.to(device)
         return dataclasses.replace(
             trial,
@@ -71,9 +72,18 @@ def make_trial(
             hold=hold,
         )
     if (pose := poses_wanted(task)) is not None:
-        poses = held_out_poses(store(), pose, config.episodes, config.seed, ahead=config.steps)
+        poses = held_out_poses(_of_same_states(store(), task), pose, config.episodes, config.seed, ahead=config.steps)
         return dataclasses.replace(trial, task=task.given("joint-pose", goal=poses.joints.to(device)), start=poses.start)
     return trial
+
+
+def _of_same_states(store: Store, task: TaskCost) -> Store:
+    if store.state_fields != task.state_fields:
+        raise EbmtrajError(
+            f"store {store.path} holds other states than those that the run was trained on; give one of the same "
+            "environment (--data)"
+        )
+    return store
 
 
 def _stop_rule(goal: Tensor, hold: float, fields: tuple[Field, ...]) -> Holds:
