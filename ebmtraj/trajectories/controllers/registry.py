@@ -24,11 +24,11 @@ from ebmtraj.trajectories.controllers.trainings import check_trainings
 from ebmtraj.trajectories.plan import PlannerConfig
 from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
 
-# chosen on validation starts
-CEM: dict[str, Any] = {"method": "cem"}
-MPPI: dict[str, Any] = {"method": "mppi"}
-CEM_PRIOR: dict[str, Any] = {"method": "cem", "candidates": 16, "elites": 4, "renoise": 0.7}
-MPPI_PRIOR: dict[str, Any] = {"method": "mppi", "candidates": 16, "elites": 4, "rounds": 1}
+# Chosen on validation starts, of rounds, candidates, elites' mutation, horizon, members and pessimism.
+CEM: dict[str, Any] = {"method": "cem", "candidates": 24, "elites": 5, "every": 4}
+MPPI: dict[str, Any] = {"method": "mppi", "candidates": 24, "elites": 5, "every": 4, "temperature": 0.2}
+CEM_PRIOR: dict[str, Any] = {"method": "cem", "candidates": 16, "elites": 4, "renoise": 1.0, "every": 4}
+MPPI_PRIOR: dict[str, Any] = {**CEM_PRIOR, "method": "mppi", "temperature": 0.2}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _shooting(about: str, dynamics: str, prior: str | None = None, **settings: M
     def make(trained: Mapping[str, Any], config: ShootingConfig) -> Shooting:
         return Shooting(trained[dynamics], config, None if prior is None else trained[prior])
 
-    return Entry(about, ShootingConfig, make, needs, own)
+    return Entry(about, ShootingConfig, make, needs, own, episodes=96 if dynamics == "dynamics-ensemble" else None)
 
 
 CONTROLLERS: dict[str, Entry] = {
