@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shlex
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress, TaskID
 
 from ebmtraj.cli.common import Data, Json, Overwrite, Resume, print_json, progress, say, stderr
+from ebmtraj.cli.compare_plans import plans
+from ebmtraj.cli.watching import command_line, watched
 
 if TYPE_CHECKING:  # what takes seconds to import
     from ebmtraj.report.compare import Job
@@ -23,9 +19,7 @@ if TYPE_CHECKING:  # what takes seconds to import
 app = typer.Typer(help="Train and measure models side by side under one protocol.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `transitions` a command of its own beside those to come."""
+app.command("plans")(plans)
 
 
 @app.command("transitions")
@@ -99,14 +93,14 @@ def transitions(
     done = sum(job.outcome() is not None for job in jobs)
     say(f"{len(jobs)} trainings or samplers of {len(plan.rows)} models" + (f", {done} of them done" if done else ""))
     began = time.perf_counter()
-    with _watched(jobs) as count:
+    with watched(jobs) as count:
         missing = run_jobs(jobs, store, workers=workers or 0, on_done=lambda job, outcome: say(_line(job, outcome, count())))
     if missing:
         say(f"note: no diversity of the simulator: {missing}")
     with progress() as bar:
         task = bar.add_task("timing a step", total=None, note="")
         speed = measure_speed(jobs, store, lambda n, total: bar.update(task, completed=n, total=total))
-    results = comparison_results(jobs, store, speed, command=_command(), missing=missing)
+    results = comparison_results(jobs, store, speed, command=command_line(), missing=missing)
     write_json(out, results)
     output: dict[str, Any] = {"out": str(out), "runs": str(plan.runs), "seconds": round(time.perf_counter() - began, 1)}
     if pictures is not None:
@@ -122,11 +116,6 @@ def transitions(
     if output.get("pictures_missing"):
         say(f"no pictures of the robot: {output['pictures_missing']}")
     say(f"wrote {out} ({output['seconds']:.0f} s)")
-
-
-def _command() -> str:
-    """What was asked for, without how far it had come and how it is printed."""
-    return shlex.join(["ebmtraj", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite", "--json"))])
 
 
 def _show(results: dict[str, Any]) -> None:
@@ -148,53 +137,3 @@ def _line(job: Job, outcome: dict[str, Any], count: str) -> str:
         return f"{name}: diverged: {outcome['diverged']}"
     facts = outcome["facts"]
     return f"{name}: trained {facts['train_seconds']:.0f} s, measured in {facts['evaluation_seconds']:.0f} s"
-
-
-@contextlib.contextmanager
-def _watched(jobs: list[Job]) -> Any:
-    """Bars that follow the jobs by what they write; gives a function that says how many are done."""
-    stop = threading.Event()
-    total = len(jobs)
-
-    def count() -> str:
-        return f"{sum((job.path / 'outcome.json').exists() for job in jobs)}/{total}"
-
-    with progress() as bar:
-        watcher = threading.Thread(target=_watch, args=(bar, jobs, stop), daemon=True)
-        watcher.start()
-        try:
-            yield count
-        finally:
-            stop.set()
-            watcher.join()
-
-
-def _watch(bar: Progress, jobs: list[Job], stop: threading.Event) -> None:
-    """One bar for all jobs, and one for each that is under way."""
-    whole = bar.add_task("all", total=len(jobs), note="")
-    shown: dict[Path, TaskID] = {}
-    began = time.time()
-    while not stop.wait(1.0):
-        done = {job.path for job in jobs if (job.path / "outcome.json").exists()}
-        bar.update(whole, completed=len(done))
-        for job in jobs:
-            metrics = job.path / "metrics.jsonl"
-            with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
-                if job.path in done or metrics.stat().st_mtime < began:
-                    if job.path in shown:
-                        bar.remove_task(shown.pop(job.path))
-                    continue
-                if job.path not in shown:
-                    name = f"{job.row.name} {job.task[:13]} {job.seed}"
-                    shown[job.path] = bar.add_task(name, total=_steps(job.path), note="")
-                row = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
-                measuring = (job.path / "checkpoints" / "best.safetensors").exists()
-                bar.update(shown[job.path], completed=row["step"], note="measuring" if measuring else row.get("stage", ""))
-
-
-def _steps(run: Path) -> int | None:
-    """How many steps a run trains for, once its recipe is written."""
-    from ebmtraj.config import read_toml
-
-    steps: int | None = read_toml(run / "config.toml")["training"]["steps"]
-    return steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,10 @@ from ebmtraj.cli.common import Device, Json, Overwrite, Seed, Set, print_json, p
 
 
 def plan_command(
-    run: Annotated[Path, typer.Argument(help="A run of `ebmtraj train plan`.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run of `ebmtraj train plan` or `sequence`, or of `train transition --actions` (dsm, fc)."),
+    ],
     task: Annotated[
         str, typer.Option("--task", help='What to do: terms joined by " + ", such as "rotate axis=z + smooth".')
     ],
@@ -21,6 +25,10 @@ def plan_command(
     set_: Set = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Where the goals of reorient come from. [default: the run's own store]")
+    ] = None,
+    env_set: Annotated[
+        list[str] | None,
+        typer.Option("--env-set", help="An option of the simulator that the data did not have, e.g. obstacles=true."),
     ] = None,
     hold: Annotated[
         float, typer.Option(help="With reorient: within so many rad of the goal the last action is repeated.", min=0)
@@ -51,13 +59,17 @@ def plan_command(
     With reorient and no goal, starts are those of held-out episodes and goals where the cube came to in them, 0.5 to 1.5 rad
     away; `success_rate` counts episodes that end within 0.4 rad without a drop.
 
+    With reach, `success_rate` counts episodes that end within 2 cm of the goal and touched no obstacle of the task. With
+    joint-pose and no goal, starts are moments of held-out episodes and goals the joints so many --steps later; `rmse_rad` is
+    what they are off at the end. when=end asks for the goal at the last step alone, and plans end there.
+
     Of a term that is a constraint (keep-straight, keep-range, keep-height, obstacle), `kept` is the share of steps after
     which it holds in the simulator, `kept_means` what counts as holding. Terms that work against each other need more room:
     --set reach=1.8.
 
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """
-    from ebmtraj.config import from_recipe, read_toml
+    from ebmtraj.config import parse_overrides, read_toml
     from ebmtraj.datasets.store import Store
     from ebmtraj.device import choose_device, no_denormals, use_threads
     from ebmtraj.envs.pictures import make_scenery
@@ -67,14 +79,11 @@ def plan_command(
     from ebmtraj.report.live import Live
     from ebmtraj.report.plan_film import Shown, check_can_show, plan_film
     from ebmtraj.runs import machine, read_json, versions, write_json
-    from ebmtraj.trajectories.control import Controller, WindowPlanner
     from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
-    from ebmtraj.trajectories.measure import error, held_out_goals, kept, measures, reached, reorients, rotation_task
-    from ebmtraj.trajectories.plan import PlannerConfig
-    from ebmtraj.trajectories.plan_fit import load_plan_model
+    from ebmtraj.trajectories.planners import load_planner
+    from ebmtraj.trajectories.trial import make_trial
 
-    planner = from_recipe(PlannerConfig, None, set_ or [])
     where = choose_device(device)
     use_threads(1)
     if out is not None and out.exists() and not overwrite:
@@ -83,31 +92,20 @@ def plan_command(
         check_can_show(video, overwrite)
     if interactive:
         check_display()
-    model, _ = load_plan_model(run, where)
-    cost = parse_task(task, model.state_fields, own_code=own_code)
-    if interactive:
-        if "axis=all" in task.split():
-            raise EbmtrajError("--interactive shows one episode; choose one axis, such as axis=z")
-        episodes = 1
-    if "axis=all" in task.split():
-        episodes = 6 * -(-episodes // 6)
-    config = ExecuteConfig(episodes, steps, seed)
-    cost, axis, names = rotation_task(cost, episodes, where)
-    goals = None
-    if reorients(cost):
-        store = Store.open(data or read_toml(run / "config.toml").get("data", ""))
-        if store.state_fields != model.state_fields:
-            raise EbmtrajError(
-                f"store {store.path} holds other states than those that run {run} was trained on; give one of "
-                f"{model.environment['env']} (--data)"
-            )
-        goals = held_out_goals(store, episodes, seed)
-        goal = goals.quaternion.to(where)
-        cost = cost.given("reorient", goal=goal)
-    shown = Shown.choose(episodes, names)
-    made = model.environment
-    env = make_batch(made["env"], threads, made["state"], **made["env_kwargs"])
-    controller: Controller = WindowPlanner(model, planner)
+    planner = load_planner(run, set_ or [], where, deadline=steps if "when=end" in task.split() else 0)
+    cost = parse_task(task, planner.state_fields, own_code=own_code)
+    if interactive and "axis=all" in task.split():
+        raise EbmtrajError("--interactive shows one episode; choose one axis, such as axis=z")
+    trial = make_trial(
+        cost,
+        ExecuteConfig(1 if interactive else episodes, steps, seed),
+        lambda: Store.open(data or read_toml(run / "config.toml").get("data", "")),
+        hold=hold,
+        device=where,
+    )
+    shown = Shown.choose(trial.config.episodes, list(trial.names))
+    made, controller = planner.environment, planner.controller
+    env = make_batch(made["env"], threads, made["state"], **{**made["env_kwargs"], **parse_overrides(env_set or [])})
     viewer = None
     try:
         if interactive:
@@ -118,10 +116,10 @@ def plan_command(
             execution = execute(
                 env,
                 controller,
-                cost,
-                config,
-                start=None if goals is None else goals.start,
-                holds=None if goals is None else lambda state: error(state, goal, model.state_fields) < hold,
+                trial.task,
+                trial.config,
+                start=trial.start,
+                holds=trial.holds,
                 watched=shown.rows if video is not None else (),
                 device=where,
                 on_step=lambda done: bar.update(bar_task, completed=done),
@@ -132,11 +130,8 @@ def plan_command(
         env.close()
         if viewer is not None:
             viewer.close()
-    result = {"run": str(run), "task": task, **measures(execution, config, model.state_fields, axis, names)}
-    if goals is not None:
-        result |= reached(execution, config, goal, model.state_fields, hold)
-    result |= kept(execution, cost)
-    whole = {**result, "planner": vars(planner), "machine": machine(), "versions": versions()}
+    result = {"run": str(run), "task": task, **trial.result(execution)}
+    whole = {**result, "planner": dataclasses.asdict(planner.settings), "machine": machine(), "versions": versions()}
     if out is not None:
         write_json(out, whole)
     else:  # one more line of what this run can do: nothing is lost
@@ -147,7 +142,7 @@ def plan_command(
     else:
         _show(result, out or run / "results.json")
     if video is not None:  # last, so that a machine that can't draw keeps its result
-        plan_film(execution, shown, cost, env, video, state=made["state"])
+        plan_film(execution, shown, trial.task, env, video, state=made["state"])
         if not json_:
             say(str(video))
 
@@ -156,7 +151,15 @@ def _show(result: dict[str, Any], where_to: Path) -> None:
     if "progress_rad_per_100" in result:
         axes = "  ".join(f"{name} {value:.2f}" for name, value in result["per_axis"].items())
         say(f"{result['progress_rad_per_100']:.2f} ± {result['progress_se']:.2f} rad per 100 steps   {axes}")
-    if "success_rate" in result:
+    if "rmse_rad" in result:
+        say(f"{result['rmse_rad']:.4f} rad off the goal's joints, {result['start_rmse_rad']:.4f} at the start")
+    if "median_distance_m" in result:
+        clear = f", {result['clear_rate']:.1%} clear of obstacles" if "clear_rate" in result else ""
+        say(
+            f"{result['success_rate']:.1%} ± {result['success_se']:.1%} end within 2 cm of their goals{clear}, "
+            f"median {100 * result['median_distance_m']:.1f} cm"
+        )
+    elif "success_rate" in result:
         say(
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"

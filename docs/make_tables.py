@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ebmtraj.report.compare_figures import median_curves
+from ebmtraj.report.compare_plans_table import markdown_plans
 from ebmtraj.report.compare_table import COLUMNS, MAIN, markdown_comparison
 from ebmtraj.report.style import ordered, title
 from ebmtraj.report.tables import HEADERS, markdown_table, number
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/transitions.md")
+PAGES = ("README.md", "docs/transitions.md", "docs/plans.md")
 ROBOTS = ("reacher", "halfcheetah", "ant")
 PICTURES = {"frechet.png": "frechet.png", "strip.png": "figures/unconditional/strip.png"}
 PICTURES["rollouts.gif"] = "figures/unconditional/rollouts.gif"
@@ -276,6 +277,27 @@ def long_table(results: dict[str, Any]) -> str:
     )
 
 
+def plans_table(results: dict[str, Any]) -> str:
+    """Controllers side by side, as markdown."""
+    protocol, machine = results["protocol"], results["protocol"]["machine"]
+    seeds, trained = protocol["seeds"], protocol["data"]["splits"]["train"]
+    budgets = [row["train_core_seconds"] for row in results["trainings"] if row.get("train_core_seconds")]
+    spent = f", {min(budgets):.0f} to {max(budgets):.0f} s of one core each" if budgets else ""
+    spread = (
+        f"Means over {len(seeds)} training seeds, least and greatest in brackets" if len(seeds) > 1 else f"Seed {seeds[0]}"
+    )
+    return (
+        f"{markdown_plans(results)}\n{spread}, ± the standard error over the starts. Rotate: rad along a commanded axis per "
+        f"100 steps until a drop, mean of six axes. Reorient: goals 0.5 to 1.5 rad away, within 0.4 rad at the end and not "
+        f"dropped; the stop rule repeats the last action within {protocol['hold_rad']:g} rad of the goal, for every method. "
+        f"The same {protocol['episodes']} starts and goals for all (seed {protocol['start_seed']}, {protocol['split']} "
+        f"episodes), {protocol['steps']} steps; trained on {trained:,} episodes ({protocol['data']['action_noise']}){spent}. "
+        f"ms: of one core, a control step of one episode in the batch, and of a lone one. Privileged methods see what no state "
+        f"holds: the simulator, or the command's policy. {machine['processor']}, {machine['cores']} cores; made by "
+        f"`{protocol['command']}`, every number in [docs/results/plans.json](/docs/results/plans.json).\n"
+    )
+
+
 TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
     "demo": ("demo", demo_table),
     "cd": ("cd", cd_table),
@@ -286,6 +308,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "ablations": ("ablations", transitions_table),
     "robots": ("robots_reacher", robots_table),
     "long": ("long", long_table),
+    "plans": ("plans", plans_table),
     "curves": ("learning_curves", curves_table),
 }
 

@@ -22,14 +22,14 @@ from ebmtraj.errors import EbmtrajError
 Config = TypeVar("Config")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a recipe file; raises `EbmtrajError` where it is missing or not TOML."""
+def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """Parse a TOML file, called `what` in messages; raises `EbmtrajError` where it is missing or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise EbmtrajError(f"recipe {path} does not exist; check the path") from None
+        raise EbmtrajError(f"{what} {path} does not exist; check the path") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise EbmtrajError(f"recipe {path} can't be read as TOML: {error}") from None
+        raise EbmtrajError(f"{what} {path} can't be read as TOML: {error}") from None
 
 
 def to_toml(config: Any) -> str:

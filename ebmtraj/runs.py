@@ -187,8 +187,11 @@ class Run:
 class MetricsWriter:
     """Appends rows to `metrics.jsonl`; on resume, first drops what was logged after the resume state was taken."""
 
-    def __init__(self, path: Path, keep: int | None = None) -> None:
-        """`keep`: how many rows of an existing file still hold."""
+    def __init__(self, path: Path | None, keep: int | None = None) -> None:
+        """`keep`: how many rows of an existing file still hold; without a path, nothing is written."""
+        self.rows, self._file = 0, None
+        if path is None:
+            return
         rows = list(_json_lines(path))[:keep] if keep is not None else []
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
         self.rows = len(rows)
@@ -196,6 +199,8 @@ class MetricsWriter:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row and hand it to the system, so that a reader sees it at once."""
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(dict(row), allow_nan=False) + "\n")
             self._file.flush()
@@ -205,7 +210,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -36,6 +36,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dsm", {"history": 3, "previous_control": True}),
     ("field", {"history": 3, "previous_control": True}),
     ("gru", {"history": 3}),
+    ("ensemble", {"history": 3, "previous_control": True}),
+    ("fc", {"history": 3, "previous_control": True, "space": "delta"}),
 ]
 
 

@@ -331,7 +331,7 @@ def given_data(recipe: TransitionRecipe, path: Path, monkeypatch: pytest.MonkeyP
         raise Seen(*(next(iter(each.pieces(10_000)))[0] for each in (data, held_out)), copy.deepcopy(model.normaliser))
 
     with monkeypatch.context() as patch:
-        patch.setattr("ebmtraj.trajectories.fit.train", look)
+        patch.setattr("ebmtraj.trajectories.training_run.train", look)
         with pytest.raises(Seen) as seen:
             train(recipe, path)
     return seen.value.args  # type: ignore[return-value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,15 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each member's product with its own inputs."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        """Each member's product with its own inputs; of fewer inputs than members, the first members'."""
+        return torch.baddbmm(self.bias[: len(x)], x, self.weight[: len(x)])
 
 
 class EnsembleGaussianMLP(nn.Module):
-    """`GaussianMLP`, `members` times over: `(B, inputs) -> (M, B, outputs), (M, B, outputs)`."""
+    """`GaussianMLP`, `members` times over: `(B, inputs) -> (M, B, outputs), (M, B, outputs)`.
+
+    Inputs `(M, B, inputs)` are each member's own, or the first M members' where these are fewer.
+    """
 
     def __init__(
         self, members: int, inputs: int, outputs: int, *, width: int = 128, depth: int = 3, low: float, high: float
@@ -39,11 +43,20 @@ class EnsembleGaussianMLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of every member."""
-        h = inputs.expand(self.members, *inputs.shape)
-        for i, layer in enumerate(self.layers):
-            h = layer(h if i == 0 else F.silu(h))
-        mean, raw = h.chunk(2, dim=-1)
+        mean, raw = self.layers[-1](self._hidden(inputs)).chunk(2, dim=-1)
         return mean, softly_bounded(raw, self.low, self.high)
+
+    def mean(self, inputs: Tensor) -> Tensor:
+        """The mean alone, `(M, B, outputs)`."""
+        h, last = self._hidden(inputs), cast(EnsembleLinear, self.layers[-1])
+        half = last.bias.shape[-1] // 2
+        return torch.baddbmm(last.bias[: len(h), :, :half], h, last.weight[: len(h), :, :half])
+
+    def _hidden(self, inputs: Tensor) -> Tensor:
+        h = inputs if inputs.dim() == 3 else inputs.expand(self.members, *inputs.shape)
+        for layer in list(self.layers)[:-1]:
+            h = F.silu(layer(h))
+        return h
 
 
 class EnsembleMLP(nn.Module):

@@ -6,7 +6,6 @@ Every model, task and seed is a job with a folder of its own, so that a comparis
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,17 +24,16 @@ from ebmtraj.fields import total_size
 from ebmtraj.parallel import Pool, open_pool
 from ebmtraj.report.assess import Assessment, assess, load_run, simulator_futures
 from ebmtraj.report.compare_rows import TASKS, Row, network_of, recipe_of
+from ebmtraj.report.jobs import BUDGETS, OUTCOME, finite, open_folder, same, set_budgets
 from ebmtraj.runs import cores, read_json, write_json
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
-from ebmtraj.training.loop import steps_within
-from ebmtraj.trajectories.fit import TransitionRecipe, check_episodes, completed, step_cpu_seconds, train_transition
+from ebmtraj.trajectories.fit import TRANSITION, TransitionRecipe, completed, train_transition
 from ebmtraj.trajectories.rollout import rollout
+from ebmtraj.trajectories.training_run import check_episodes, step_seconds
 
 MOST_STARTS = 500  # held-out episodes to start from, unless asked for another number
 SIMULATED_STARTS = 100  # of them, whose futures are simulated again
 SPEED_BATCH, SPEED_STEPS, SPEED_ROUNDS = 256, 5, 5
-BUDGET_ROUNDS = 3  # in which the steps that fit into the seconds are measured
-MARK, OUTCOME, BUDGETS = "comparison.json", "outcome.json", "budgets.json"
 SIMULATED, FILM = "simulator.safetensors", "film.safetensors"
 
 
@@ -74,6 +72,11 @@ class Job:
     def path(self) -> Path:
         """Its folder: a run directory, if it trains."""
         return self.comparison.runs / self.task / self.row.name / f"seed-{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """What a progress bar calls it."""
+        return f"{self.row.name} {self.task[:13]} {self.seed}"
 
     @property
     def trained(self) -> Path:
@@ -141,11 +144,11 @@ def prepare(comparison: Comparison, store: Store, *, resume: bool = False, overw
     jobs = jobs_of(comparison)
     _check_stores(comparison, store)
     asked = {job.path: job.asked() for job in jobs}  # says which setting of which row is wrong
-    _open_folder(comparison, store, resume=resume, overwrite=overwrite)
+    open_folder(comparison.runs, comparison.alike(store.content_hash), resume=resume, overwrite=overwrite)
     for job in jobs:
         done = job.outcome()
         if done is not None:
-            _same(_kept(done.get("asked"), job.path), asked[job.path], str(job.path))
+            same(_kept(done.get("asked"), job.path), asked[job.path], str(job.path))
     return jobs
 
 
@@ -182,36 +185,24 @@ def work(job: Job) -> dict[str, Any]:
     except DivergedError as error:
         outcome: dict[str, Any] = {"asked": asked, "diverged": str(error), "facts": {}}
     else:
-        write_json(job.path / "results.json", _finite(assessment.results))
+        write_json(job.path / "results.json", finite(assessment.results))
         film = {"model": assessment.samples[0, 0], "truth": assessment.truth[0]}
         save_tensors(job.path / FILM, {name: torch.from_numpy(np.array(rows)) for name, rows in film.items()}, {})
         outcome = {"asked": asked, "diverged": None, "facts": facts}
-    write_json(job.path / OUTCOME, _finite(outcome))  # last, as it says that all else is there
+    write_json(job.path / OUTCOME, finite(outcome))  # last, as it says that all else is there
     return outcome
 
 
 def _step_cost(job: Job) -> float:
-    return step_cpu_seconds(job.recipe())
+    return step_seconds(TRANSITION, job.recipe())
 
 
 def _set_budgets(jobs: Sequence[Job], pool: Pool) -> None:
-    """Turn seconds into steps, once for all seeds, while as many models are timed at once as will be trained at once.
-
-    Seconds are a core's own, in rounds over all models, so that what else the machine does hits none more than others;
-    the median of the rounds counts.
-    """
-    if not jobs:
-        return
-    path = jobs[0].comparison.runs / BUDGETS
-    budgets: dict[str, int] = read_json(path) if path.exists() else {}
-    timed = {job.budget: job for job in jobs if job.budget not in budgets and job.recipe().training.seconds is not None}
-    rounds = list(pool.map(_step_cost, [*timed.values()] * BUDGET_ROUNDS, lambda job: str(job.path)))
-    for number, (name, job) in enumerate(timed.items()):
-        seconds, cost = job.recipe().training.seconds, float(np.median(rounds[number :: len(timed)]))
-        assert seconds is not None
-        budgets[name] = steps_within(seconds, cost)
-    if timed:
-        write_json(path, budgets)
+    """Turn seconds into steps, once for all seeds."""
+    if jobs:
+        asked = {job.budget: (job, job.recipe().training.seconds) for job in jobs}
+        timed = {name: (job, seconds) for name, (job, seconds) in asked.items() if seconds is not None}
+        set_budgets(jobs[0].comparison.runs / BUDGETS, timed, _step_cost, pool, lambda job: str(job.path))
 
 
 def _with_budget(job: Job) -> TransitionRecipe:
@@ -360,20 +351,6 @@ def _check_stores(comparison: Comparison, store: Store) -> None:
             )
 
 
-def _open_folder(comparison: Comparison, store: Store, *, resume: bool, overwrite: bool) -> None:
-    runs, mark = comparison.runs, comparison.runs / MARK
-    if runs.exists() and (not runs.is_dir() or any(runs.iterdir())):
-        if not mark.exists():
-            raise EbmtrajError(f"{runs} exists and holds no comparison; choose another --runs")
-        if resume:
-            _same(read_json(mark), comparison.alike(store.content_hash), f"comparison {runs}")
-            return
-        if not overwrite:
-            raise EbmtrajError(f"{runs} holds a comparison; give --resume to go on with it or --overwrite to replace it")
-        shutil.rmtree(runs)
-    write_json(mark, comparison.alike(store.content_hash))
-
-
 def _plain(recipe: TransitionRecipe) -> dict[str, Any]:
     """The settings of a recipe that decide a job's outcome."""
     plain: dict[str, Any] = recipes.to_plain(dataclasses.asdict(recipe))
@@ -385,21 +362,3 @@ def _kept(asked: Any, path: Path) -> Any:
     if not isinstance(asked, dict) or "model" not in asked:  # a row with sampler_of
         return asked
     return _plain(completed(recipes.build(TransitionRecipe, asked, str(path)), f"{path}: network"))
-
-
-def _same(had: Any, wants: Any, what: str) -> None:
-    difference = recipes.first_difference(recipes.to_plain(had), recipes.to_plain(wants))
-    if difference is not None:
-        key, before, now = difference
-        raise EbmtrajError(
-            f"{what} was begun with {key} = {before!r}, not {now!r}; use that, or start anew with --overwrite"
-        )
-
-
-def _finite(value: Any) -> Any:
-    """The value with None in place of NaN and infinity, which JSON can't say."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -45,7 +45,7 @@ def known_rows() -> dict[str, Row]:
 
 def read_rows(path: Path) -> dict[str, Row]:
     """The `[[row]]` tables of a file; raises `EbmtrajError` that names the row and the key that is wrong."""
-    found = recipes.read_toml(path)
+    found = recipes.read_toml(path, "rows")
     for key in found:
         if key != "row":
             raise EbmtrajError(f"rows {path}: unknown key {key}; give [[row]] tables")

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.samplers.anneal import Ladder, predict
+from ebmtraj.samplers.checks import check_chain, check_energy, check_finite, check_gradient, check_scale, name_of, rows
 
 Energy = Callable[..., Tensor]  # (x (B, *event), context[, level]) -> (B,)
 BACKENDS = ("auto", "autograd", "analytic")
@@ -31,9 +32,12 @@ class LangevinConfig:
     ladder: Ladder | None = None  # annealed noise levels for an energy that takes a level
     backend: Literal["auto", "autograd", "analytic"] = "auto"  # analytic: the energy's own `gradient`
     record: bool = False  # keep the energy and gradient norm of each step in Info
+    keep: int = 0  # keep every so manieth state in Info; 0: none
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.step_size <= 0 or self.temperature < 0 or (self.noise is not None and self.noise < 0):
+        if self.keep < 0:
+            raise EbmtrajError(f"sampler: keep = {self.keep}; it needs keep >= 0")
+        if self.steps < 0 or not self.step_size > 0 or self.temperature < 0 or (self.noise is not None and self.noise < 0):
             raise EbmtrajError(
                 f"sampler: steps = {self.steps}, step_size = {self.step_size}, temperature = {self.temperature}, "
                 f"noise = {self.noise}; steps, temperature and noise must be >= 0 and step_size > 0"
@@ -45,12 +49,16 @@ class LangevinConfig:
 
 
 class Info(NamedTuple):
-    """What is known of a chain when it ends; the histories are None unless `record` was set."""
+    """What is known of a chain when it ends; histories are None unless `record` was set, states unless `keep` was."""
 
     energy: Tensor | None  # (B,) at the last state
     energies: Tensor | None  # (K, B) before each step
     gradient_norm: Tensor | None  # (K, B) before each step, after mask and clip
     acceptance: Tensor | None  # (B,) share of accepted proposals; None where nothing is ever rejected
+    energy_error: Tensor | None = None  # (K, B) Hamiltonian after less before each proposal's leapfrog steps
+    states: Tensor | None = None  # (K // keep, B, *event) every `keep`-th state
+    step_size: Tensor | None = None  # () or one a temperature: what a warm-up settled at
+    swaps: Tensor | None = None  # (R - 1,) share of accepted swaps between neighbouring temperatures
 
 
 def langevin(
@@ -72,12 +80,46 @@ def langevin(
     `mask` (broadcastable to x) is 0, x keeps its value. Noise comes from `generator` alone.
 
     Returns the last state and `Info`. Gradients never flow through the chain, and the energy's parameters stay frozen.
-    Raises `EbmtrajError` for an unknown backend or `analytic` on an energy without a `gradient`.
+    Raises `EbmtrajError` for an unknown backend, `analytic` on an energy without a `gradient`, an energy, mask or generator
+    that does not fit x, and `DivergedError` that names chain and step where an energy or gradient is not finite.
     """
+    check_chain(x, mask, generator)
+    noise = generator.get_state()
+    seen = torch.zeros_like(x)
+    out = _chain(energy, x, config, context, project, mask, generator, lambda g: seen.add_(g))
+    if not bool(seen.isfinite().all()):  # once a chain; so run it again with the same noise and look at every step
+        count = -1
+
+        def look(g: Tensor) -> None:
+            nonlocal count
+            count += 1
+            check_finite(energy, "gradient", g, count, "step" if config.ladder is None else "gradient evaluation")
+
+        generator.set_state(noise)
+        check_finite(energy, "state", x)
+        _chain(energy, x, config, context, project, mask, generator, look)
+    for k, energies in enumerate(() if out[1].energies is None else (*out[1].energies, out[1].energy)):
+        check_finite(energy, "energy", energies, k)
+    return out
+
+
+def _chain(
+    energy: Energy,
+    x: Tensor,
+    config: LangevinConfig,
+    context: Any,
+    project: Callable[[Tensor], Tensor] | None,
+    mask: Tensor | None,
+    generator: torch.Generator,
+    watch: Callable[[Tensor], Any],
+) -> tuple[Tensor, Info]:
+    """The chain itself; `watch` is shown each gradient before it is clipped."""
     gradient = gradient_of(energy, config.backend)
-    start, scale = x.detach(), _scale_for(x, config.scale)
+    start, scale = x.detach(), check_scale(x, config.scale)
     energies: list[Tensor] = []
     norms: list[Tensor] = []
+    states: list[Tensor] = []
+    done = 0
 
     def settle(new: Tensor) -> Tensor:
         if project is not None:
@@ -88,13 +130,22 @@ def langevin(
         g = gradient(x, context) if level is None else gradient(x, context, level)
         if mask is not None:
             g = torch.where(mask.bool(), g, 0.0)  # so that the predictor's trial point holds the same values, too
+        watch(g)
         return g if config.clip is None else g.clamp(-config.clip, config.clip)
 
     def step(x: Tensor, level: Tensor | None, growth: Tensor | float) -> Tensor:
+        nonlocal done
+        x = moved(x, level, growth)
+        done += 1
+        if config.keep and done % config.keep == 0:
+            states.append(x)
+        return x
+
+    def moved(x: Tensor, level: Tensor | None, growth: Tensor | float) -> Tensor:
         g = slope(x, level)
         if config.record:
             energies.append(evaluate(energy, x, context, level))
-            norms.append(g.flatten(1).norm(dim=1))
+            norms.append(rows(g).norm(dim=1))
         epsilon = torch.empty_like(x).normal_(generator=generator)
         if config.noise is None:
             size = config.step_size * growth
@@ -121,25 +172,63 @@ def langevin(
         energies=torch.stack(energies) if energies else None,
         gradient_norm=torch.stack(norms) if norms else None,
         acceptance=None,
+        states=torch.stack(states) if states else None,
     )
 
 
 def gradient_of(energy: Energy, backend: str = "auto") -> Callable[..., Tensor]:
     """The input gradient of an energy: its own closed form where it has one, else autograd (the reference)."""
+    if _closed_form(energy, backend):
+
+        def analytic(x: Tensor, *conditions: Any) -> Tensor:
+            g: Tensor = energy.gradient(x, *conditions)  # type: ignore[attr-defined]
+            check_gradient(energy, g, x)
+            return g
+
+        return analytic
+    both = _autograd(energy)
+    return lambda x, *conditions: both(x, *conditions)[1]
+
+
+def value_and_gradient_of(energy: Energy, backend: str = "auto") -> Callable[..., tuple[Tensor, Tensor]]:
+    """Energy `(B,)` and input gradient `(B, *event)` at once, as the samplers that accept or reject need them.
+
+    An energy that shares work between the two may offer `value_and_gradient(x, context)` itself.
+    """
+    closed = _closed_form(energy, backend)
+    own = getattr(energy, "value_and_gradient", None)
+    if own is None and not closed:
+        return _autograd(energy)
+
+    def analytic(x: Tensor, *conditions: Any) -> tuple[Tensor, Tensor]:
+        value, g = own(x, *conditions) if own else (energy(x, *conditions), energy.gradient(x, *conditions))  # type: ignore[attr-defined]
+        check_energy(energy, value, x)
+        check_gradient(energy, g, x)
+        return value, g
+
+    return analytic if backend != "autograd" else _autograd(energy)
+
+
+def _closed_form(energy: Energy, backend: str) -> bool:
     if backend not in BACKENDS:
         raise EbmtrajError(f"unknown sampler backend {backend!r}; use one of {', '.join(BACKENDS)}")
-    analytic = getattr(energy, "gradient", None)
-    if backend == "analytic" and analytic is None:
+    there = getattr(energy, "gradient", None) is not None
+    if backend == "analytic" and not there:
         raise EbmtrajError(f"backend 'analytic': {type(energy).__name__} has no closed-form gradient; use 'autograd'")
-    if analytic is not None and backend != "autograd":
-        return analytic
+    return there and backend != "autograd"
 
-    def autograd(x: Tensor, *conditions: Any) -> Tensor:
+
+def _autograd(energy: Energy) -> Callable[..., tuple[Tensor, Tensor]]:
+    def both(x: Tensor, *conditions: Any) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            return torch.autograd.grad(energy(x, *conditions).sum(), x)[0]
+            value = energy(x, *conditions)
+            check_energy(energy, value, x)
+            if not value.requires_grad:
+                raise EbmtrajError(f"{name_of(energy)} has no gradient in x; compute it from x with torch operations alone")
+            return value.detach(), torch.autograd.grad(value.sum(), x)[0]
 
-    return autograd
+    return both
 
 
 def evaluate(energy: Energy, x: Tensor, context: Any, level: Tensor | None) -> Tensor:
@@ -166,11 +255,3 @@ def frozen(energy: Energy) -> Iterator[None]:
             p.requires_grad_(True)
         for module, training in modes:
             module.training = training
-
-
-def _scale_for(x: Tensor, scale: tuple[float, ...] | None) -> Tensor:
-    if scale is None:
-        return torch.ones((), dtype=x.dtype, device=x.device)
-    if x.shape[1:].numel() != len(scale):
-        raise EbmtrajError(f"sampler: scale has {len(scale)} entries for an event of {x.shape[1:].numel()}")
-    return torch.tensor(scale, dtype=x.dtype, device=x.device).view(x.shape[1:])

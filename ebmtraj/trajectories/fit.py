@@ -6,12 +6,10 @@ import contextlib
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,13 +18,12 @@ from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.stream import StreamedTransitions
 from ebmtraj.datasets.windows import SPLITS, TransitionData, Transitions
-from ebmtraj.device import choose_device, describe, use_threads
-from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import total_size
-from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
-from ebmtraj.training.loop import Progress, Result, TrainingConfig, step_time, steps_within, train
+from ebmtraj.runs import Run
+from ebmtraj.training.loop import Progress, Result, TrainingConfig
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import make_model, model_class
+from ebmtraj.trajectories.training_run import Kind, check_same, episode_limit, train_run
 
 
 @dataclass(frozen=True)
@@ -40,23 +37,6 @@ class TransitionRecipe:
     stream: bool | Literal["auto"] = "auto"  # read the store while training; auto: where memory would not hold it
     network: dict[str, Any] = field(default_factory=dict)  # settings of the model, see its Config
     training: TrainingConfig = field(default_factory=TrainingConfig)
-
-
-class KeptRecipe(Protocol):
-    """What the recipe of any run on a store has, as a frozen dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def data(self) -> str:
-        """The store."""
-
-    @property
-    def training(self) -> TrainingConfig:
-        """How long and how to train."""
-
-
-Recipe = TypeVar("Recipe", bound=KeptRecipe)
 
 
 def load_recipe(
@@ -104,74 +84,10 @@ def train_transition(
     With `resume`, an unfinished run goes on under its own recipe, to the same bits on CPU; a run that is not there yet is
     begun. Raises `EbmtrajError` where the store or run is not fit, or training diverges for good.
     """
-    where = choose_device(device)
-    use_threads(recipe.training.threads)
-    store = Store.open(recipe.data)
-    check_complete(store)
-    check_episodes(recipe.training, store)
-    recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
-    going_on = resume and (path / "config.toml").exists()
-    if going_on:
-        run = Run.open(path)
-        recipe = _same_recipe(recipe, run)
-    elif recipe.stream == "auto":
-        recipe = dataclasses.replace(recipe, stream=_needs_stream(recipe, store, where))
-    model = _fresh(recipe, store, where)
-    with (
-        closing(_open(store, "train", recipe, model.history, where)) as data,
-        closing(_open(store, "validation", recipe, model.history, where)) as held_out,
-    ):
-        model.prepare(data)
-        if not going_on:
-            if recipe.training.seconds is not None:
-                steps = steps_within(recipe.training.seconds, step_time(model, data, recipe.training))
-                training = dataclasses.replace(recipe.training, steps=steps, seconds=None)
-                recipe = dataclasses.replace(recipe, training=training)
-            run = Run.create(path, overwrite=overwrite)
-            write_json(run.path / "versions.json", {**versions(), **machine(), **describe(where)})
-            write_atomic(run.config, recipes.to_toml(recipe))
-        result = train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress)
-    return result, recipe
+    return train_run(TRANSITION, recipe, path, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
 
 
-def check_complete(store: Store) -> None:
-    """Raise `EbmtrajError` for a store that is not finished: it may still change, and no hash says what was trained on."""
-    if not store.complete:
-        raise EbmtrajError(
-            f"store {store.path} is not finished; go on with the command that made it and --resume "
-            f"(with --episodes {max(1, store.episodes)} it ends as it is)"
-        )
-
-
-def check_episodes(training: TrainingConfig, store: Store) -> None:
-    """Raise `EbmtrajError` where the recipe asks for more training episodes than the store has."""
-    held, asked = len(store.split("train")), training.episodes
-    if asked > held:
-        raise EbmtrajError(
-            f"training.episodes = {asked}, but the training split of store {store.path} has {held}; give at most that many, "
-            "or 0 for all"
-        )
-
-
-def step_cpu_seconds(recipe: TransitionRecipe) -> float:
-    """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept.
-
-    Its own core's time, whatever else the machine does meanwhile. On the validation split, which is read sooner: a step
-    takes as long, however many transitions there are.
-    """
-    where = torch.device("cpu")
-    use_threads(1)
-    store = Store.open(recipe.data)
-    if recipe.stream == "auto":
-        recipe = dataclasses.replace(recipe, stream=_needs_stream(recipe, store, where))
-    model = _fresh(recipe, store, where)
-    with closing(_open(store, "validation", recipe, model.history, where)) as data:
-        model.prepare(data)
-        return step_time(model, data, recipe.training, clock=time.thread_time)
-
-
-def _fresh(recipe: TransitionRecipe, store: Store, device: torch.device) -> TransitionModel:
-    """The model before its first step."""
+def _fresh(recipe: TransitionRecipe, store: Store) -> TransitionModel:
     return make_model(
         recipe.model,
         store.state_fields,
@@ -179,25 +95,28 @@ def _fresh(recipe: TransitionRecipe, store: Store, device: torch.device) -> Tran
         actions=recipe.actions,
         network=recipes.to_plain(recipe.network),
         seed=recipe.training.seed,
-    ).to(device)
+    )
 
 
-def _open(store: Store, split: str, recipe: TransitionRecipe, history: int, device: torch.device) -> TransitionData:
-    settings: dict[str, Any] = {"actions": recipe.actions, "history": history, "device": device}
-    settings["limit"] = _limit(recipe, split)
+def _data(
+    store: Store, split: str, recipe: TransitionRecipe, model: TransitionModel, device: torch.device
+) -> TransitionData:
+    settings: dict[str, Any] = {"actions": recipe.actions, "history": model.history, "device": device}
+    settings["limit"] = episode_limit(recipe, split)
     if recipe.stream:
         return StreamedTransitions(store, split, seed=recipe.training.seed, **settings)
     return Transitions.load(store, split, **settings)
 
 
-def _limit(recipe: TransitionRecipe, split: str) -> int | None:
-    """How many episodes of a split are used; None: all."""
-    return (recipe.training.episodes or None) if split == "train" else None
+def _settle(recipe: TransitionRecipe, store: Store, device: torch.device) -> TransitionRecipe:
+    if recipe.stream == "auto":
+        return dataclasses.replace(recipe, stream=_needs_stream(recipe, store, device))
+    return recipe
 
 
 def _needs_stream(recipe: TransitionRecipe, store: Store, device: torch.device) -> bool:
     """Whether what is trained and validated on would take more than half of the memory that is free."""
-    lengths = store.lengths[np.concatenate([store.split(each)[: _limit(recipe, each)] for each in SPLITS[:2]])]
+    lengths = store.lengths[np.concatenate([store.split(each)[: episode_limit(recipe, each)] for each in SPLITS[:2]])]
     state, action = total_size(store.state_fields), total_size(store.action_fields)
     size = 4 * (state * int((lengths + 1).sum()) + action * int(lengths.sum()))
     return size > 0.5 * _free_memory(device)
@@ -229,17 +148,4 @@ def _same_recipe(recipe: TransitionRecipe, run: Run) -> TransitionRecipe:
     return check_same(dataclasses.replace(recipe, stream=stream), own, run)
 
 
-def check_same(recipe: Recipe, own: Recipe, run: Run) -> Recipe:
-    """The run's `own` recipe with today's path of the data; raises `EbmtrajError` where what is asked for now differs."""
-    training = recipe.training
-    if training.seconds is not None:  # turned into steps when the run began
-        training = dataclasses.replace(training, steps=own.training.steps, seconds=None)
-    asked = dataclasses.asdict(dataclasses.replace(recipe, data=own.data, training=training))
-    difference = recipes.first_difference(recipes.to_plain(dataclasses.asdict(own)), recipes.to_plain(asked))
-    if difference is not None:
-        key, had, wants = difference
-        mend = "the store is not the one it was trained on" if key == "content_hash" else "drop that setting"
-        raise EbmtrajError(
-            f"run {run.path} was begun with {key} = {had!r}, not {wants!r}; {mend}, or start anew with --overwrite"
-        )
-    return dataclasses.replace(own, data=recipe.data)
+TRANSITION = Kind(_fresh, _data, _settle, _same_recipe)

@@ -14,13 +14,15 @@ from ebmtraj.errors import EbmtrajError
 BOUND = 6.0  # moves are clamped here, in standard deviations
 
 
-def check_history(history: int, history_noise: float, forget: float) -> None:
+def check_history(history: int, history_noise: float, forget: float, previous_control: bool = False) -> None:
     """Raise `EbmtrajError` for settings that make no past."""
     if history < 0 or history_noise < 0 or not 0 <= forget <= 1:
         raise EbmtrajError(
             f"network: history = {history}, history_noise = {history_noise}, forget = {forget}; "
             "it needs history >= 0, history_noise >= 0 and 0 <= forget <= 1"
         )
+    if previous_control and history == 0:
+        raise EbmtrajError("network.previous_control = true needs a past; set network.history = 1 or more, or it to false")
 
 
 def moves(
@@ -49,6 +51,24 @@ def moves(
     known = past.valid.unsqueeze(-1)
     seen = torch.where(known, torch.cat(parts, dim=-1).clamp(-BOUND, BOUND), 0.0)
     return torch.cat((seen, known.to(seen.dtype)), dim=-1)
+
+
+def present(normaliser: Normaliser, state: Tensor, past: Past) -> Tensor:
+    """What is seen of states `(B, S)` and a past with actions: the state, the move that led to it, the past's actions.
+
+    All normalised, `(B, present_size)`; an action that is not known is 0, and a flag beside each says so.
+    """
+    assert past.action is not None
+    move = moves(normaliser, state, past.recent(1))[:, 0, :-1]
+    known = past.valid.unsqueeze(-1)
+    controls = (past.action - normaliser.action_mean) / normaliser.action_scale
+    seen = torch.cat((torch.where(known, controls, 0.0), known.to(controls.dtype)), dim=-1)
+    return torch.cat((normaliser.context(state), move, seen.flatten(1)), dim=-1)
+
+
+def present_size(normaliser: Normaliser, controls: int) -> int:
+    """How many numbers `present` gives with that many actions of the past."""
+    return normaliser.increments.feature_size + normaliser.increments.size + controls * (len(normaliser.action_mean) + 1)
 
 
 def forgotten(past: Past, share: float, generator: torch.Generator) -> Past:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ebmtraj.datasets.normaliser import Normaliser
-from ebmtraj.datasets.windows import Past, TransitionData
+from ebmtraj.datasets.windows import Batch, Past, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.training.loop import Trainable
+from ebmtraj.trajectories.history import forgotten, moves
 
 
 def check_network(width: int, depth: int) -> None:
@@ -39,6 +40,7 @@ class TransitionModel(Trainable):
     name: ClassVar[str]
     Config: ClassVar[type]
     training_defaults: ClassVar[dict[str, Any]] = {}  # of the recipe's `training`, where they differ from the usual ones
+    members: int = 0  # networks that expect a next state each, see `expected_move`; 0: it can't be asked
     action_defaults: ClassVar[dict[str, Any]] = {}  # of the recipe's `network`, for models that are given actions
 
     def __init__(self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: Any) -> None:
@@ -50,9 +52,13 @@ class TransitionModel(Trainable):
         self.delta_size = self.normaliser.increments.size
         self.action_size = total_size(action_fields) if actions else 0
         self.history: int = getattr(config, "history", 0)
+        if getattr(config, "previous_control", False) and not actions:  # a rollout without actions has none to see
+            raise EbmtrajError("network.previous_control = true: model is given no actions; add --actions or drop it")
         self.matrices = getattr(config, "matrices", True)  # quaternions are seen as rotation matrices
         seen = self.normaliser.increments.feature_size if self.matrices else self.state_size
+        controls = self.action_size if getattr(config, "previous_control", False) else 0
         self.context_size = seen + self.action_size
+        self.moves_size = self.history * (self.delta_size + controls + 1)  # of the past, where a network sees it flat
 
     def prepare(self, data: TransitionData) -> None:
         """Take what must be known of the training data before the first step."""
@@ -60,8 +66,35 @@ class TransitionModel(Trainable):
         self.normaliser.fit(data, **settings)
 
     def context(self, state: Tensor, action: Tensor | None) -> Tensor:
-        """What the networks are given, `(B, S), (B, A) or None -> (B, C)`."""
-        return self.normaliser.context(state, action, matrices=self.matrices)
+        """What the networks are given, `(B, S), (B, A) or None -> (B, C)`; a model without actions does not look at any."""
+        return self.normaliser.context(state, action if self.actions else None, matrices=self.matrices)
+
+    def seen(
+        self,
+        state: Tensor,
+        action: Tensor | None,
+        past: Past | None,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """`context` and, of a model with history, the moves that led to the state, `(B, C)`."""
+        context = self.context(state, action)
+        if self.history == 0:
+            return context
+        past, controls = past or self.no_past(state), self.config.previous_control
+        before = moves(self.normaliser, state, past, controls=controls, noise=noise, generator=generator)
+        return torch.cat((context, before.flatten(1)), dim=-1)
+
+    def seen_of(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """`seen` of a batch; with a generator, as training blurs and forgets the past."""
+        past, noise = batch.past, 0.0
+        if self.history and past is not None and generator is not None and self.training:
+            past, noise = forgotten(past, self.config.forget, generator), self.config.history_noise
+        return self.seen(batch.state, batch.action, past, noise, generator)
+
+    def expected_move(self, state: Tensor, seen: Tensor) -> Tensor:
+        """Each member's expected increment, normalised, `(M, B, S), (M, B, C) -> (M, B, D)`, given what `seen` gives."""
+        raise EbmtrajError(f"model {self.name} expects no next state")
 
     @abc.abstractmethod
     def sample_next(

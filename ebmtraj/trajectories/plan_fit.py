@@ -13,16 +13,11 @@ import torch
 from ebmtraj import config as recipes
 from ebmtraj.datasets.ahead import Windows
 from ebmtraj.datasets.store import Store
-from ebmtraj.device import choose_device, describe, use_threads
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.fields import fields_from_json
-from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
-from ebmtraj.training.checkpoint import load_tensors, load_weights
-from ebmtraj.training.loop import Progress, Result, TrainingConfig, step_time, steps_within, train
-from ebmtraj.trajectories.fit import check_complete, check_episodes, check_same
+from ebmtraj.training.checkpoint import load_weights
+from ebmtraj.training.loop import Progress, Result, TrainingConfig
+from ebmtraj.trajectories.training_run import Kind, environment_of, episode_limit, read_trained, train_run
 from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
-
-CHECKPOINT = Path("checkpoints") / "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,29 +58,7 @@ def train_plan(
     With `resume`, an unfinished run goes on to the same bits on CPU; a run that is not there yet is begun. Raises
     `EbmtrajError` where the store or run is not fit, or training diverges for good.
     """
-    where = choose_device(device)
-    use_threads(recipe.training.threads)
-    store = Store.open(recipe.data)
-    check_complete(store)
-    check_episodes(recipe.training, store)
-    recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
-    going_on = resume and (path / "config.toml").exists()
-    if going_on:
-        run = Run.open(path)
-        own = recipes.build(PlanRecipe, recipes.read_toml(run.config), f"recipe {run.config}")
-        recipe = check_same(recipe, own, run)
-    model = _fresh(recipe, store).to(where)
-    data, held_out = (_windows(store, split, recipe, where) for split in ("train", "validation"))
-    model.prepare(data)
-    if not going_on:
-        if recipe.training.seconds is not None:
-            steps = steps_within(recipe.training.seconds, step_time(model, data, recipe.training))
-            training = dataclasses.replace(recipe.training, steps=steps, seconds=None)
-            recipe = dataclasses.replace(recipe, training=training)
-        run = Run.create(path, overwrite=overwrite)
-        write_json(run.path / "versions.json", {**versions(), **machine(), **describe(where)})
-        write_atomic(run.config, recipes.to_toml(recipe))
-    return train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress), recipe
+    return train_run(PLAN, recipe, path, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
 
 
 def load_plan_model(run: Path, device: torch.device | str = "cpu") -> tuple[WindowModel, dict[str, Any]]:
@@ -93,42 +66,35 @@ def load_plan_model(run: Path, device: torch.device | str = "cpu") -> tuple[Wind
 
     Raises `EbmtrajError` where there is no such run, it is of another kind, not finished, or damaged.
     """
-    Run.open(run, "train plan")
-    path = run / CHECKPOINT
-    if not path.exists():
-        raise EbmtrajError(f"run {run} is not finished; go on with: ebmtraj train plan --run {run} --resume ...")
-    header, tensors = load_tensors(path)
-    if header.get("kind") != "window":
+    found = read_trained(run, "plan")
+    if found.kind != "window":
         raise EbmtrajError(
-            f"run {run} holds a {header.get('kind')} model, which does not plan; train one: ebmtraj train plan --run ..."
+            f"run {run} holds a {found.kind} model, which does not plan; train one: ebmtraj train plan --run ..."
         )
-    try:
-        prior, network = str(header["model"]), dict(header["network"])
-        state_fields, action_fields = (fields_from_json(header[name]) for name in ("state_fields", "action_fields"))
-        environment = dict(header["environment"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
-    config = recipes.build(WindowConfig, recipes.to_plain(network), f"checkpoint {path}: network")
+    prior = str(found.header.get("model"))
     if prior not in PRIORS:
-        raise EbmtrajError(f"checkpoint {path}: unknown prior {prior!r}; use the version of ebmtraj that wrote it")
-    model = WindowModel(state_fields, action_fields, prior=prior, config=config, environment=environment)
-    load_weights(model, tensors, path)
-    return model.to(device).eval(), header
+        raise found.refuse(f"unknown prior {prior!r}; use the version of ebmtraj that wrote it")
+    config = recipes.build(WindowConfig, found.network, f"checkpoint {found.path}: network")
+    model = WindowModel(found.state_fields, found.action_fields, prior=prior, config=config, environment=found.environment)
+    load_weights(model, found.tensors, found.path)
+    return model.to(device).eval(), found.header
 
 
 def _fresh(recipe: PlanRecipe, store: Store) -> WindowModel:
     """The model before its first step, its weights drawn from the seed."""
-    said = store.attributes.get("env_attributes", {}).get("state")
-    environment = {"env": store.attributes["env"], "env_kwargs": store.attributes["env_kwargs"], "state": said or "auto"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
         return WindowModel(
-            store.state_fields, store.action_fields, prior=recipe.prior, config=recipe.network, environment=environment
+            store.state_fields,
+            store.action_fields,
+            prior=recipe.prior,
+            config=recipe.network,
+            environment=environment_of(store),
         )
 
 
-def _windows(store: Store, split: str, recipe: PlanRecipe, device: torch.device) -> Windows:
-    limit = (recipe.training.episodes or None) if split == "train" else None
+def windows_of(store: Store, split: str, recipe: Any, model: Any, device: torch.device) -> Windows:
+    """The windows of a split that a recipe and its `network` ask for; raises `EbmtrajError` as `Windows.load`."""
     network = recipe.network
     return Windows.load(
         store,
@@ -136,6 +102,9 @@ def _windows(store: Store, split: str, recipe: PlanRecipe, device: torch.device)
         actions=network.actions,
         horizons=network.horizons,
         history=network.controls,
-        limit=limit,
+        limit=episode_limit(recipe, split),
         device=device,
     )
+
+
+PLAN = Kind(_fresh, windows_of)

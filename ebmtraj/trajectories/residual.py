@@ -11,16 +11,17 @@ from torch import Tensor
 
 from ebmtraj.datasets.coordinates import Rotation
 from ebmtraj.datasets.normaliser import check_scaling
-from ebmtraj.datasets.windows import Batch, Past, TransitionData, spread_index
+from ebmtraj.datasets.windows import Batch, Past, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.base import TiltedBase
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.loop import Stage
-from ebmtraj.training.losses import NoiseConfig, denoising_score_matching, gaussian_nll
-from ebmtraj.trajectories.history import check_history, forgotten, moves
+from ebmtraj.training.losses import NoiseConfig
+from ebmtraj.trajectories.history import check_history
 from ebmtraj.trajectories.model import TransitionModel, check_network
+from ebmtraj.trajectories.tilted import TiltedLosses
 
 LADDER = Ladder(levels=4, sigma_max=20.0, sigma_min=0.02, spacing="angle", predictor="midpoint")
 
@@ -54,17 +55,13 @@ class ResidualConfig:
                 f"network: base_share = {self.base_share}, mildness = {self.mildness}, bound = {self.bound}, "
                 f"beta = {self.beta}; it needs 0 < base_share < 1, 0 <= mildness <= 1, bound > 0 and beta >= 0"
             )
-        check_history(self.history, self.history_noise, self.forget)
-        if self.previous_control and self.history == 0:
-            raise EbmtrajError(
-                "network.previous_control = true needs a past; set network.history = 1 or more, or it to false"
-            )
+        check_history(self.history, self.history_noise, self.forget, self.previous_control)
         check_scaling(self.whiten, self.gaussianise)
         if self.sampler.ladder is None:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
 
 
-class ResidualModel(TransitionModel):
+class ResidualModel(TiltedLosses, TransitionModel):
     """Fit the base by its likelihood, freeze it, train a model of its residual by score matching.
 
     A subclass makes `tilted` and names the second stage. With history, both see the moves that led to the state.
@@ -87,10 +84,7 @@ class ResidualModel(TransitionModel):
         self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: ResidualConfig
     ) -> None:
         super().__init__(state_fields, action_fields, actions=actions, config=config)
-        if config.previous_control and not actions:  # a rollout without actions has no previous one either
-            raise EbmtrajError("network.previous_control = true: model is given no actions; add --actions or drop it")
-        controls = self.action_size if config.previous_control else 0
-        self.context_size += config.history * (self.delta_size + controls + 1)
+        self.context_size += self.moves_size
 
     def prepare(self, data: TransitionData) -> None:
         """As every model; where no base is learnt, nothing but a constant spread is, here."""
@@ -110,56 +104,14 @@ class ResidualModel(TransitionModel):
 
     def _coordinates(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Increment and context; with a generator, as training blurs and forgets the past."""
-        past, noise = batch.past, 0.0
-        if past is not None and generator is not None and self.training:
-            past, noise = forgotten(past, self.config.forget, generator), self.config.history_noise
-        return (
-            self.normaliser.delta(batch.state, batch.next_state),
-            self._seen(batch.state, batch.action, past, noise, generator),
-        )
-
-    def _seen(
-        self,
-        state: Tensor,
-        action: Tensor | None,
-        past: Past | None,
-        noise: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """What the networks are given: the state, the action and the moves before, `(B, C)`."""
-        context = self.context(state, action)
-        if self.history == 0:
-            return context
-        past, controls = past or self.no_past(state), self.config.previous_control
-        before = moves(self.normaliser, state, past, controls=controls, noise=noise, generator=generator)
-        return torch.cat((context, before.flatten(1)), dim=-1)
-
-    def _base_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch, generator)
-        mean, log_std = self.tilted.base_net(context)
-        with torch.no_grad():
-            validation = gaussian_nll(z, mean, log_std).mean()
-        return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
-
-    @torch.no_grad()
-    def _calibrate(self, data: TransitionData, most: int = 65536) -> None:
-        self.tilted.calibrate(*self._coordinates(data.at(spread_index(data, most))))
-
-    def _residual_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch, generator)
-        with torch.no_grad():
-            base = self.tilted.base(context)
-            r = self.tilted.residual(z, base)
-        prepared = self.tilted.prepare(context, base)
-        loss = denoising_score_matching(self.tilted.tilt, r, prepared, self.config.noise, generator).mean()
-        return loss, {"validation": loss.detach()}
+        return self.normaliser.delta(batch.state, batch.next_state), self.seen_of(batch, generator)
 
     @torch.no_grad()
     def sample_next(
         self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
     ) -> Tensor:
         """Draw a residual by the annealed sampler and put it on the base."""
-        context = self._seen(state, action, past)
+        context = self.seen(state, action, past)
         base = self.tilted.base(context)
         prepared = self.tilted.prepare(context, base)
         ladder = self.config.sampler.ladder

@@ -12,18 +12,19 @@ from torch import Tensor
 
 from ebmtraj.datasets.ahead import Window, Windows
 from ebmtraj.datasets.normaliser import Normaliser
-from ebmtraj.datasets.windows import Batch, Past, TransitionData, spread_index
+from ebmtraj.datasets.windows import Batch, Past, spread_index
 from ebmtraj.energies.transition import TiltedTransition
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.nets.base import Base, TiltedBase
 from ebmtraj.nets.ensemble import EnsembleMLP
 from ebmtraj.training.loop import Stage, Trainable
-from ebmtraj.training.losses import NoiseConfig, denoising_score_matching, gaussian_nll
+from ebmtraj.training.losses import NoiseConfig
 from ebmtraj.trajectories.baselines.field import FieldTransition
-from ebmtraj.trajectories.history import moves
+from ebmtraj.trajectories.history import present, present_size
 from ebmtraj.trajectories.model import check_network
 from ebmtraj.trajectories.terms.term import Path
+from ebmtraj.trajectories.tilted import TiltedLosses
 
 PRIORS: dict[str, type[TiltedBase]] = {
     "energy": TiltedTransition,  # a noise-conditional energy of the base's residual
@@ -89,7 +90,7 @@ class Situation(NamedTuple):
         return Situation(rows(self.state), Base(*map(rows, self.base)), prior, rows(self.outcome, 1))
 
 
-class WindowModel(Trainable):
+class WindowModel(TiltedLosses, Trainable):
     """p(a_t ... a_t+W-1 | present) as an energy on a Gaussian base, and E[s_t+h | present, actions] for each horizon h.
 
     The present is the state, the move that led to it and the last actions. Actions are z-scored, `(B, W * A)`; outcomes are
@@ -119,7 +120,7 @@ class WindowModel(Trainable):
         self.state_size, self.action_size = total_size(state_fields), total_size(action_fields)
         move = self.normaliser.increments.size
         event, outcomes = config.actions * self.action_size, len(config.horizons) * move
-        context = self.normaliser.increments.feature_size + move + config.controls * (self.action_size + 1)
+        context = present_size(self.normaliser, config.controls)
         width, depth = config.width, config.depth
         self.tilted = PRIORS[prior](event, context, width=width, depth=depth, mildness=config.mildness, bound=config.bound)
         self.outcome = EnsembleMLP(config.members, event, context, outcomes, width=width, depth=depth)
@@ -164,12 +165,7 @@ class WindowModel(Trainable):
 
     def context(self, state: Tensor, past: Past) -> Tensor:
         """What the networks see of the present, `(B, S) -> (B, C)`; `past` holds `controls` states and actions."""
-        assert past.action is not None
-        move = moves(self.normaliser, state, past.recent(1))[:, 0, :-1]
-        known = past.valid.unsqueeze(-1)
-        controls = (past.action - self.normaliser.action_mean) / self.normaliser.action_scale
-        seen = torch.cat((torch.where(known, controls, 0.0), known.to(controls.dtype)), dim=-1)
-        return torch.cat((self.normaliser.context(state), move, seen.flatten(1)), dim=-1)
+        return present(self.normaliser, state, past)
 
     def normalised(self, actions: Tensor) -> Tensor:
         """Actions `(B, W, A)` as the networks see them, `(B, W * A)`."""
@@ -200,17 +196,6 @@ class WindowModel(Trainable):
         start = batch.state.unsqueeze(1).expand_as(batch.ahead)
         return self.normaliser.increments.between(start, batch.ahead).flatten(1)
 
-    def _base_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch)
-        mean, log_std = self.tilted.base_net(context)
-        with torch.no_grad():
-            validation = gaussian_nll(z, mean, log_std).mean()
-        return gaussian_nll(z, mean, log_std, self.config.beta).mean(), {"validation": validation}
-
-    @torch.no_grad()
-    def _calibrate(self, data: TransitionData, most: int = 65536) -> None:
-        self.tilted.calibrate(*self._coordinates(data.at(spread_index(data, most))))
-
     def _outcome_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(batch, Window)
         z, context = self._coordinates(batch)
@@ -219,16 +204,7 @@ class WindowModel(Trainable):
         validation = (predicted.detach().mean(0) - target).square().mean()
         return (predicted - target).square().mean(), {"validation": validation}
 
-    def _residual_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        z, context = self._coordinates(batch)
-        with torch.no_grad():
-            base = self.tilted.base(context)
-            r = self.tilted.residual(z, base)
-        prepared = self.tilted.prepare(context, base)
-        loss = denoising_score_matching(self.tilted.tilt, r, prepared, self.config.noise, generator).mean()
-        return loss, {"validation": loss.detach()}
-
-    def _coordinates(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _coordinates(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Normalised actions and the context."""
         assert isinstance(batch, Window)
         assert batch.past is not None

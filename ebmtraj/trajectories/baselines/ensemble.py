@@ -19,6 +19,7 @@ from ebmtraj.nets.ensemble import EnsembleGaussianMLP
 from ebmtraj.nets.mixture import choose, pick
 from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import gaussian_nll, mixture_nll
+from ebmtraj.trajectories.history import check_history
 from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_network
 
 POISSON = tuple(sum(math.exp(-1) / math.factorial(k) for k in range(n + 1)) for n in range(8))  # its cumulative law, mean 1
@@ -38,9 +39,14 @@ class EnsembleConfig:
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
+    history: int = 0  # states before the present one that are seen, as the moves between them
+    previous_control: bool = False  # with the actions that were taken there; for models that are given actions
+    history_noise: float = 0.1  # on those moves, in training: a rollout's own are not quite the data's
+    forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
+        check_history(self.history, self.history_noise, self.forget, self.previous_control)
         check_scaling(self.whiten, self.gaussianise)
         check_likelihood(self.low, self.high, self.beta)
         if self.members < 1:
@@ -61,9 +67,10 @@ class EnsembleModel(TransitionModel):
         self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: EnsembleConfig
     ) -> None:
         super().__init__(state_fields, action_fields, actions=actions, config=config)
+        self.members = config.members
         self.net = EnsembleGaussianMLP(
             config.members,
-            self.context_size,
+            self.context_size + self.moves_size,
             self.delta_size,
             width=config.width,
             depth=config.depth,
@@ -95,7 +102,7 @@ class EnsembleModel(TransitionModel):
 
     def _loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.normaliser.delta(batch.state, batch.next_state)
-        mean, log_std = self.net(self.context(batch.state, batch.action))
+        mean, log_std = self.net(self.seen_of(batch, generator))
         if not self.training:  # judge by what a step is drawn from: the members' mixture
             even = mean.new_full((len(z), self.config.members), -math.log(self.config.members))
             validation = mixture_nll(z, even, mean.transpose(0, 1), log_std.transpose(0, 1)).mean()
@@ -105,12 +112,16 @@ class EnsembleModel(TransitionModel):
             loss = loss * self.resample(batch)
         return loss.mean(), {}
 
+    def expected_move(self, state: Tensor, seen: Tensor) -> Tensor:
+        """The mean of each member's Gaussian, see `TransitionModel.expected_move`."""
+        return self.net.mean(seen)
+
     @torch.no_grad()
     def sample_next(
         self, state: Tensor, action: Tensor | None, generator: torch.Generator, past: Past | None = None
     ) -> Tensor:
         """Draw a member for each element, then from that member's Gaussian."""
-        mean, log_std = self.net(self.context(state, action))
+        mean, log_std = self.net(self.seen(state, action, past))
         member = choose(mean.new_zeros(len(state), self.config.members), generator)
         mean, log_std = pick(mean.transpose(0, 1), member), pick(log_std.transpose(0, 1), member)
         noise = torch.empty_like(mean).normal_(generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,16 +17,20 @@ RANGE_SLACK = 0.05  # rad: MuJoCo's own joint limits are soft
 
 @dataclass(frozen=True, eq=False)
 class JointPose(Term):
-    """Bring joints to angles: mean over t, weighted by t, of the squared distances (rad^2), summed over the joints.
+    """Bring joints to angles: squared distances (rad^2), summed over the joints.
 
-    `goal` has an angle for each of `joints` (all joints, where none is named), one for all, or is a tensor `(B, J)`.
+    `when` says at which times: the mean over t weighted by t ("always"), or at the last one alone ("end"). `goal` has an
+    angle for each of `joints` (all joints, where none is named), one for all, or is a tensor `(B, J)`.
     """
 
     name: ClassVar[str] = "joint-pose"
     goal: tuple[float, ...] | Tensor = ()
     joints: tuple[str, ...] = ()
+    when: Literal["always", "end"] = "always"
 
     def _bind(self) -> None:
+        if self.when not in ("always", "end"):
+            self.refuse(f"when = {self.when!r}; use always or end")
         joints = self.find_joints(self.joints)
         if isinstance(self.goal, tuple) and not self.goal:
             return
@@ -47,7 +51,7 @@ class JointPose(Term):
             self.refuse("no goal; give goal=angle,angle,..., or one for each row: `task.given('joint-pose', goal=tensor)`")
         goal = rows_of(self.goal, path.states)
         error = (self.find_joints(self.joints).of(path.states) - goal).square().sum(-1)
-        return (error * path.times / path.times.sum()).sum(1)
+        return error[:, -1] if self.when == "end" else (error * path.times / path.times.sum()).sum(1)
 
     def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
         """Root mean square of what joints are off, in radians."""

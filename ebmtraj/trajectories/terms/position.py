@@ -110,18 +110,21 @@ class Reach(Term):
         point.check_goal(self, goal.reshape(-1, point.size))
 
     def _value(self, path: Path) -> Tensor:
-        given = not isinstance(self.goal, tuple) or bool(self.goal)
-        goal = rows_of(self.goal if given else path.start[:, _target_places(self)], path.states)
-        distance = (Point.find(self, self.links).of(path.states) - goal).square().sum(-1) / self.scale**2  # (B, H)
+        distance = (Point.find(self, self.links).of(path.states) - self.goals(path.start)).square().sum(
+            -1
+        ) / self.scale**2  # (B, H)
         if self.when == "end":
             return distance[:, -1]
         return (distance * path.times / path.times.sum()).sum(1)
 
+    def goals(self, start: Tensor) -> Tensor:
+        """The goals of paths from starts `(B, S)`, `(B or 1, 1, D)`."""
+        given = not isinstance(self.goal, tuple) or bool(self.goal)
+        return rows_of(self.goal if given else start[:, _target_places(self)], start)
+
     def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
         """Centimetres left to the goal."""
-        given = not isinstance(self.goal, tuple) or bool(self.goal)
-        goal = rows_of(self.goal if given else states[:, 0, _target_places(self)], states)
-        return "{:.1f} cm left", 100 * (Point.find(self, self.links).of(states) - goal).norm(dim=-1)
+        return "{:.1f} cm left", 100 * (Point.find(self, self.links).of(states) - self.goals(states[:, 0])).norm(dim=-1)
 
 
 @dataclass(frozen=True)
