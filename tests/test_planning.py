@@ -30,6 +30,7 @@ from ebmtraj.trajectories.costs import TaskCost, parse_task
 from ebmtraj.trajectories.execute import Execution, fresh_start
 from ebmtraj.trajectories.measure import error, held_out_goals, kept, rotation_task, turned
 from ebmtraj.trajectories.plan import PlannerConfig, plan
+from ebmtraj.trajectories.terms.rotation import rotation_vectors
 from ebmtraj.trajectories.terms.term import Path as Future
 from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
 
@@ -193,6 +194,20 @@ def test_outcomes_are_those_of_the_system(trained: WindowModel) -> None:
     assert float((path.states[:, :2] - truth).square().mean().sqrt()) < 0.02  # what an action does is known ...
     spread = (batch.ahead[:, 2] - batch.ahead[:, 1]).std()  # ... and later, random ones are expected to do nothing
     assert float((path.states[:, 2] - truth[:, 1]).square().mean().sqrt()) < 0.4 * float(spread)
+
+
+def test_turns_of_a_plan_are_those_of_its_states() -> None:
+    torch.manual_seed(0)
+    fields = (*POSITION, Field("turn", 4, "quaternion"))
+    config = WindowConfig(actions=4, horizons=(2, 4), width=16)
+    model = WindowModel(fields, PUSH, prior="energy", config=config, environment={})
+    state = torch.cat((torch.randn(6, 2), quaternion_exp(torch.randn(6, 3))), dim=1)
+    with torch.no_grad():
+        situation = model.situation(state, Past.unknown(state, 1, 2))
+        path = model.expected(situation, torch.rand(6, 4, 2))
+    assert path.turned is not None
+    assert float(path.turned.norm(dim=-1).max()) > 0.01
+    torch.testing.assert_close(rotation_vectors(path._replace(turned=None), slice(2, 6)), path.turned, atol=1e-5, rtol=1e-4)
 
 
 def test_guided_plans_do_the_task(trained: WindowModel) -> None:

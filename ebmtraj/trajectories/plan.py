@@ -82,7 +82,8 @@ def plan(
             x = denoised + sigmas[k + 1] / s * (x - denoised)
     actions, path, cost = _judged(model, situation, task, x)
     best = cost.view(count, many).argmin(1) + many * torch.arange(count, device=state.device)
-    chosen = Path(state, path.states[best], path.times, actions[best])
+    turned = None if path.turned is None else path.turned[best]
+    chosen = Path(state, path.states[best], path.times, actions[best], turned)
     return Plan(actions[best], chosen, cost[best])
 
 

@@ -103,6 +103,8 @@ class Reorient(Term):
 
 def rotation_vectors(path: Path, place: slice) -> Tensor:
     """World-frame rotation vectors from the start to each state, `(B, H, 3)` rad, of the quaternion at `place`."""
+    if path.turned is not None:  # known already: the same but for rounding, and half the work of a plan's gradient
+        return path.turned
     start, states = _unit(path.start[:, None, place]), _unit(path.states[..., place])
     return quaternion_log(quaternion_multiply(states, quaternion_conjugate(start)))
 

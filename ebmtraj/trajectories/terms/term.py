@@ -30,6 +30,7 @@ class Path(NamedTuple):
     states: Tensor  # (B, H, S)
     times: Tensor  # (H,) control steps after the start, rising
     actions: Tensor | None = None  # (B, W, A)
+    turned: Tensor | None = None  # (B, H, 3) world-frame rotation vectors from the start, where the state has one quaternion
 
     @classmethod
     def sequence(cls, start: Tensor, states: Tensor, actions: Tensor | None = None) -> Path:
