@@ -110,7 +110,7 @@ def test_improved_contrastive_divergence_finds_the_gaussian() -> None:
         )
         return total
 
-    fit(energy, loss, 150, rate=0.1)
+    fit(energy, loss, 250)
     torch.testing.assert_close(energy.mean.detach(), MEAN, atol=0.2, rtol=0)
     torch.testing.assert_close(energy.log_precision.detach(), -2 * STD.log(), atol=0.3, rtol=0)  # with the step's bias
 

@@ -54,7 +54,8 @@ def improved_contrastive_divergence(
     """
     if config.steps < 1 or config.ladder is not None:
         raise EbmtrajError(
-            f"improved contrastive divergence: steps = {config.steps}, ladder = {config.ladder}; it needs steps >= 1, no ladder"
+            f"improved contrastive divergence: steps = {config.steps}, ladder = {config.ladder}; "
+            "it needs steps >= 1 and no ladder"
         )
     before = dataclasses.replace(config, steps=config.steps - 1)
     x, _ = langevin(energy, start, before, context=context, generator=generator)
@@ -127,7 +128,7 @@ def noise_contrastive(
     """Noise-contrastive estimation (Gutmann and Hyvärinen 2010): tell data `(B, *event)` from noise `(N, *event)`.
 
     The noise's normalised log density is given at both, `(B,)` and `(N,)`; `log_z` is the energy's log normaliser, a
-    parameter that is learnt along, or 0 where the energy is to learn it. At the optimum exp(-E - log_z) is the data's density.
+    parameter that is learnt along, or 0 where the energy is to learn it. At the optimum exp(-E - log_z) is the density.
     """
     up, down = energy(positive, context), energy(noise, noise_context if noise_context is not None else context)
     check_energy(energy, up, positive)
