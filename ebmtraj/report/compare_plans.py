@@ -224,7 +224,8 @@ def prepare_plans(comparison: PlanComparison, store: Store, *, resume: bool = Fa
     for job, wants in asked:
         done = job.outcome()
         if done is not None:
-            same(done.get("asked"), wants, str(job.path))
+            usual = dataclasses.replace(job, comparison=dataclasses.replace(c, changes={})).asked()
+            same(_completed(done.get("asked"), wants, usual), wants, str(job.path))
     return trainings, plans
 
 
@@ -242,6 +243,19 @@ def _draw_goals(c: PlanComparison, store: Store) -> Goals | None:
     if not any(TASKS[task].kind == "reorient" for task in c.tasks):
         return None
     return held_out_goals(store, c.episodes, c.start_seed, split=c.split)
+
+
+def _completed(had: Any, wants: Mapping[str, Any], usual: Mapping[str, Any]) -> Any:
+    """What a finished job was asked for, with settings that an older version did not have yet at their usual values."""
+    if not isinstance(had, Mapping):
+        return had
+    whole = dict(had)
+    for key, value in wants.items():
+        if key not in had and key in usual:
+            whole[key] = usual[key]
+        elif isinstance(value, Mapping) and isinstance(usual.get(key), Mapping):
+            whole[key] = _completed(had[key], value, usual[key]) if key in had else value
+    return whole
 
 
 def _outcome(path: Path) -> dict[str, Any] | None:
