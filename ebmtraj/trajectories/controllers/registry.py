@@ -127,7 +127,9 @@ CONTROLLERS: dict[str, Entry] = {
     ),
     "bc": _cloned("behaviour cloning, told nothing", "clone"),
     "bc-axis": _cloned("behaviour cloning, told the axis that hindsight found", "clone-axis"),
-    "bc-goal": _cloned("behaviour cloning, told an orientation reached later", "clone-goal", rotate={"turn": 1.2}),
+    "bc-goal": _cloned(
+        "behaviour cloning, told an orientation reached later", "clone-goal", rotate={"turn": 1.2}, reorient={"least": 0.6}
+    ),
     "commanded": _commanded("the data's policy given its command; for goals a servo that commands the nearest axis"),
     "commanded-random": _commanded("the same with every 4th action random, as in the data", random_every=4),
     "simulator": Entry(
