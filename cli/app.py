@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ebmtraj import __version__
-from ebmtraj.cli import collect, compare, data, demo, evaluate, plan, policy, rollout, train
+from ebmtraj.cli import collect, compare, data, demo, diagnose, evaluate, plan, policy, rollout, train
 from ebmtraj.errors import EbmtrajError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.add_typer(train.app, name="train")
 app.command("rollout")(rollout.rollout_command)
 app.command("plan")(plan.plan_command)
 app.command("evaluate")(evaluate.evaluate_command)
+app.command("diagnose")(diagnose.diagnose_command)
 app.add_typer(compare.app, name="compare")
 
 

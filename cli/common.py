@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ Recipe = Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; ke
 Data = Annotated[str, typer.Option("--data", help="The store of rollouts: a folder, or any fsspec URL.")]
 
 stderr = Console(stderr=True)
+speaks = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one
 
 
 def progress() -> Progress:
@@ -43,16 +45,18 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=stderr,
-        disable=not sys.stderr.isatty(),
+        disable=not (speaks and sys.stderr.isatty()),
         transient=True,
     )
 
 
 def print_json(value: Any) -> None:
     """The one object on stdout."""
-    print(json.dumps(value, allow_nan=False))
+    if speaks:
+        print(json.dumps(value, allow_nan=False))
 
 
 def say(text: str) -> None:
     """A line for a person, on stderr."""
-    stderr.print(text, highlight=False, soft_wrap=True, markup=False)
+    if speaks:
+        stderr.print(text, highlight=False, soft_wrap=True, markup=False)

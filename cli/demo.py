@@ -1,27 +1,19 @@
-"""`ebmtraj demo`: collect -> train -> rollout -> evaluate on real hand-cube data, by the commands a user would type."""
+"""`ebmtraj demo`: collect -> train -> rollout -> evaluate -> plan on hand-cube data, by the commands a user would type."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.resources
-import json
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress, TaskID
 
-from ebmtraj.cli.common import Device, Json, Overwrite, Seed, print_json, progress, say, stderr
+from ebmtraj.cli.common import Device, Json, Overwrite, Seed, print_json, say, stderr
+from ebmtraj.cli.shell import Shell
 from ebmtraj.config import build, parse_overrides, read_toml
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.runs import cores, machine, versions, write_json
@@ -63,12 +55,23 @@ class Trainings:
 
 
 @dataclass(frozen=True)
+class PlanPart:
+    """A model that plans, what follows its --set, and the task that it carries out on fresh starts."""
+
+    task: str
+    episodes: int
+    steps: int
+    set: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DemoRecipe:
     """All that a demo runs."""
 
     collect: CollectPart
     evaluate: EvaluatePart
     train: Trainings
+    plan: PlanPart
 
 
 PANELS: dict[str, list[str]] = {"unconditional": [], "action_conditional": ["--actions"]}
@@ -84,19 +87,19 @@ def demo(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Collect, train, roll out and evaluate on a simulated hand with a cube, in a few minutes.
+    """Collect, train, roll out, evaluate and plan on a simulated hand with a cube, in a few minutes.
 
     Every stage is an ebmtraj command that you could type; results.json lists them all. It ends with the table of Frechet
-    distances and the paths of figure, strip, GIF and results.
+    distances, how far plans turn the cube, and the paths of figure, strip, GIF, film and results.
 
     Example: ebmtraj demo --out runs/demo
     """
-    plan = _read(recipe)
+    parts = _read(recipe)
     workers = workers or cores()
     _make_folder(out, overwrite)
-    shell = _Shell(out, workers, device)
+    shell = Shell(workers, device)
     began = time.perf_counter()
-    results = _stages(plan, out, seed, shell)
+    results = _stages(parts, out, seed, shell)
     results["seconds"]["total"] = round(time.perf_counter() - began, 1)
     _finish(results, out)
     if json_:
@@ -105,11 +108,11 @@ def demo(
     _show(results)
 
 
-def _stages(plan: DemoRecipe, out: Path, seed: int, shell: _Shell) -> dict[str, Any]:
+def _stages(parts: DemoRecipe, out: Path, seed: int, shell: Shell) -> dict[str, Any]:
     store = str(out / "data.zarr")
     seconds: dict[str, float] = {}
-    c, e = plan.collect, plan.evaluate
-    trainings = {"ebm": plan.train.ebm, "fc": plan.train.fc, "gaussian": plan.train.gaussian}
+    c, e, p = parts.collect, parts.evaluate, parts.plan
+    trainings = {"ebm": parts.train.ebm, "fc": parts.train.fc, "gaussian": parts.train.gaussian}
 
     start = time.perf_counter()
     say(f"collecting {c.episodes} episodes of {c.env} with {shell.workers} workers ...")
@@ -122,12 +125,15 @@ def _stages(plan: DemoRecipe, out: Path, seed: int, shell: _Shell) -> dict[str, 
     seconds["collect"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    jobs = {
+    common = ("--seed", str(seed), "--device", shell.device)
+    planner = out / "plan"
+    jobs = {"plan": ["train", "plan", "--data", store, "--run", str(planner), *common, *_sets(p.set)]}
+    jobs |= {  # those that take longest first, so that no core waits for one at the end
         f"{panel}/{name}": [
-            *("train", "transition", "--data", store, "--run", str(out / panel / name), *given.options, *options),
-            *("--seed", str(seed), "--device", shell.device, *(word for pair in given.set for word in ("--set", pair))),
+            *("train", "transition", "--data", store, "--run", str(out / panel / name), *trainings[name].options, *options),
+            *(*common, *_sets(trainings[name].set)),
         ]
-        for name, given in trainings.items()
+        for name in ("gaussian", "fc", "ebm")
         for panel, options in PANELS.items()
     }
     say(f"training {len(jobs)} models, {min(shell.workers, len(jobs))} at a time, a core each ...")
@@ -135,19 +141,23 @@ def _stages(plan: DemoRecipe, out: Path, seed: int, shell: _Shell) -> dict[str, 
     seconds["train"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    say("rolling out and evaluating on held-out episodes ...")
+    say("rolling out and evaluating on held-out episodes, planning and executing on fresh starts ...")
     wide = max(1, shell.workers // 2)
-    measured = shell.run_all(
-        {
-            panel: [
-                *("evaluate", *(str(out / panel / name) for name in trainings), "--data", store),
-                *("--steps", str(e.steps), "--samples", str(e.samples), "--seed", str(seed), "--device", shell.device),
-                *("--threads", str(wide), "--quick", "--pictures", str(out / "figures" / panel)),
-            ]
-            for panel in PANELS
-        }
-    )
-    seconds["evaluate"] = time.perf_counter() - start
+    jobs = {
+        panel: [
+            *("evaluate", *(str(out / panel / name) for name in trainings), "--data", store),
+            *("--steps", str(e.steps), "--samples", str(e.samples), *common),
+            *("--threads", str(wide), "--quick", "--pictures", str(out / "figures" / panel)),
+        ]
+        for panel in PANELS
+    }
+    film, missing = out / "figures" / "plan.gif", _undrawable(c.env)
+    jobs["plan"] = [
+        *("plan", str(planner), "--task", p.task, "--episodes", str(p.episodes), "--steps", str(p.steps), *common),
+        *([] if missing else ["--video", str(film)]),
+    ]
+    measured = shell.run_all(jobs)
+    seconds["evaluate and plan"] = time.perf_counter() - start
     return {
         "frechet": {panel: _by_model(measured[panel], "frechet", "floor") for panel in PANELS},
         "frechet_changes": {panel: _by_model(measured[panel], "frechet_changes", "floor_changes") for panel in PANELS},
@@ -157,11 +167,15 @@ def _stages(plan: DemoRecipe, out: Path, seed: int, shell: _Shell) -> dict[str, 
         "starts": _first(measured["unconditional"])["starts"],
         "steps": e.steps,
         "collected": collected,
+        "plan": {**measured["plan"], "training_seconds": trained["plan"]["seconds"]},
         "pictures_missing": measured["unconditional"]["pictures_missing"],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "seed": seed,
         "commands": shell.commands,
-        "pictures": measured["unconditional"]["pictures"] + measured["action_conditional"]["pictures"],
+        "pictures": [
+            *(picture for panel in PANELS for picture in measured[panel]["pictures"]),
+            *([] if missing else [str(film)]),
+        ],
     }
 
 
@@ -185,11 +199,32 @@ def _show(results: dict[str, Any]) -> None:
     )
     say(f"\n{caption}")
     stderr.print(rich_table(results["frechet"]))
+    plan = results["plan"]
+    if "progress_rad_per_100" in plan:
+        say(
+            f"plans for {plan['task']!r} turned the cube {plan['progress_rad_per_100']:.2f} ± {plan['progress_se']:.2f} rad "
+            f"in {plan['steps']} steps of {plan['episodes']} fresh starts, {plan['drop_rate']:.0%} dropped"
+        )
     if results["pictures_missing"]:
         say(f"no pictures of the hand: {results['pictures_missing']}")
     for label, path in (("figure", results["figure"]), *(("picture", p) for p in results["pictures"])):
         say(f"{label:<8} {path}")
     say(f"results  {results['results']} ({results['seconds']['total']:.0f} s in all)")
+
+
+def _sets(pairs: tuple[str, ...]) -> list[str]:
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+def _undrawable(env: str) -> str | None:
+    """Why states can't be drawn here, if they can't."""
+    from ebmtraj.envs.pictures import make_picturer
+
+    try:
+        make_picturer(env, {}, (16, 16)).close()
+    except EbmtrajError as error:
+        return str(error)
+    return None
 
 
 def _by_model(measured: dict[str, Any], key: str, floor: str | None) -> dict[str, Any]:
@@ -204,12 +239,12 @@ def _first(measured: dict[str, Any]) -> dict[str, Any]:
 def _read(recipe: Path | None) -> DemoRecipe:
     """The built-in recipe or another one, checked before anything is replaced."""
     if recipe is not None:
-        plan, source = read_toml(recipe), f"demo recipe {recipe}"
+        found, source = read_toml(recipe), f"demo recipe {recipe}"
     else:
         text = importlib.resources.files("ebmtraj.cli.recipes").joinpath("demo.toml").read_text(encoding="utf-8")
-        plan, source = tomllib.loads(text), "demo recipe"
-    checked = build(DemoRecipe, plan, source)
-    for given in (checked.train.ebm, checked.train.fc, checked.train.gaussian):
+        found, source = tomllib.loads(text), "demo recipe"
+    checked = build(DemoRecipe, found, source)
+    for given in (checked.train.ebm, checked.train.fc, checked.train.gaussian, checked.plan):
         parse_overrides(given.set)
     return checked
 
@@ -226,81 +261,3 @@ def _make_folder(out: Path, overwrite: bool) -> None:
         (out / MARK).write_text("{}\n", encoding="utf-8")
     except OSError as error:
         raise EbmtrajError(f"can't make {out}: {error.strerror}") from None
-
-
-class _Shell:
-    """Runs ebmtraj commands as processes, several at a time, and shows how far each is."""
-
-    def __init__(self, out: Path, workers: int, device: str) -> None:
-        self.out, self.workers, self.device = out, workers, device
-        self.commands: list[str] = []
-        self._running: set[subprocess.Popen[str]] = set()
-        self._lock = threading.Lock()
-
-    def run(self, words: list[str]) -> dict[str, Any]:
-        """One command, its bar drawn by itself; its JSON object."""
-        try:
-            return self._json(words, show=True)
-        except KeyboardInterrupt:
-            self._stop()
-            raise
-
-    def run_all(self, jobs: dict[str, list[str]], runs: dict[str, Path] | None = None) -> dict[str, dict[str, Any]]:
-        """Several commands, `workers` at a time; with `runs`, a bar follows each training's metrics."""
-        with progress() as bar, ThreadPoolExecutor(self.workers) as pool:
-            stop = threading.Event()
-            watcher = threading.Thread(target=_watch, args=(bar, jobs, runs or {}, stop), daemon=True)
-            watcher.start()
-            try:
-                futures = {key: pool.submit(self._json, words) for key, words in jobs.items()}
-                return {key: future.result() for key, future in futures.items()}
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._stop()
-                raise
-            finally:
-                stop.set()
-                watcher.join()
-
-    def _json(self, words: list[str], show: bool = False) -> dict[str, Any]:
-        with self._lock:
-            self.commands.append(shlex.join(["ebmtraj", *words]))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ebmtraj", *words, "--json"],
-            stdout=subprocess.PIPE,
-            stderr=None if show and sys.stderr.isatty() else subprocess.PIPE,
-            text=True,
-        )
-        with self._lock:
-            self._running.add(process)
-        stdout, errors = process.communicate()
-        with self._lock:
-            self._running.discard(process)
-        if process.returncode != 0:
-            lines = [line for line in (errors or "").splitlines() if line.strip()]
-            line = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
-            raise EbmtrajError(f"demo: `ebmtraj {' '.join(words)}` failed: {line}")
-        return json.loads(stdout)
-
-    def _stop(self) -> None:
-        with self._lock:
-            for process in self._running:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGTERM)
-
-
-def _watch(bar: Progress, jobs: dict[str, list[str]], runs: dict[str, Path], stop: threading.Event) -> None:
-    """Follow each training by the last row of its metrics."""
-    tasks: dict[str, TaskID] = {}
-    for key, words in jobs.items():
-        steps = next((word.split("=")[1] for word in words if word.startswith("training.steps=")), None)
-        tasks[key] = bar.add_task(key, total=int(steps) if steps else None, note="", start=key not in runs)
-    while not stop.wait(0.5):
-        for key, run in runs.items():
-            path = run / "metrics.jsonl"
-            if not path.exists():
-                continue
-            with contextlib.suppress(ValueError, OSError, IndexError):
-                row = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-                bar.start_task(tasks[key])
-                bar.update(tasks[key], completed=row["step"], note=row.get("stage", ""))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ebmtraj.cli.common import Device, Json, Overwrite, Seed, Set, print_json, progress, say
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def plan_command(
     run: Annotated[
-        Path, typer.Argument(help="A run of `ebmtraj train plan`, `train sequence` or `train transition --actions`.")
+        Path,
+        typer.Argument(help="A run of `ebmtraj train plan` or `sequence`, or of `train transition --actions` (dsm, fc)."),
     ],
     task: Annotated[
         str, typer.Option("--task", help='What to do: terms joined by " + ", such as "rotate axis=z + smooth".')
@@ -38,6 +36,15 @@ def plan_command(
     out: Annotated[
         Path | None, typer.Option(help="Where to write the result. [default: it is added to RUN/results.json]")
     ] = None,
+    own_code: Annotated[
+        bool, typer.Option("--own-code", help="Allow terms module:function, which run code of your own.")
+    ] = False,
+    video: Annotated[
+        Path | None, typer.Option(help="Also a film, .mp4 or .gif: some episodes, each with a ghost of its plan.")
+    ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Watch one episode in MuJoCo's viewer while it goes on.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="Threads of the simulator.", min=1)] = 1,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -56,75 +63,91 @@ def plan_command(
     joint-pose and no goal, starts are moments of held-out episodes and goals the joints so many --steps later; `rmse_rad` is
     what they are off at the end. when=end asks for the goal at the last step alone, and plans end there.
 
+    Of a term that is a constraint (keep-straight, keep-range, keep-height, obstacle), `kept` is the share of steps after
+    which it holds in the simulator, `kept_means` what counts as holding. Terms that work against each other need more room:
+    --set reach=1.8.
+
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """
     from ebmtraj.config import parse_overrides, read_toml
     from ebmtraj.datasets.store import Store
     from ebmtraj.device import choose_device, no_denormals, use_threads
+    from ebmtraj.envs.pictures import make_scenery
     from ebmtraj.envs.registry import make_batch
+    from ebmtraj.envs.viewer import Viewer, check_display
     from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.live import Live
+    from ebmtraj.report.plan_film import Shown, check_can_show, plan_film
     from ebmtraj.runs import machine, read_json, versions, write_json
     from ebmtraj.trajectories.costs import parse_task
     from ebmtraj.trajectories.execute import ExecuteConfig, execute
-    from ebmtraj.trajectories.measure import error, held_out_goals, measures, reached, reorients, rotation_task
-    from ebmtraj.trajectories.measure_goals import goal_measures, held_out_poses, poses_wanted
     from ebmtraj.trajectories.planners import load_planner
+    from ebmtraj.trajectories.trial import make_trial
 
     where = choose_device(device)
     use_threads(1)
     if out is not None and out.exists() and not overwrite:
         raise EbmtrajError(f"{out} exists; use --overwrite to replace it")
+    if video is not None:
+        check_can_show(video, overwrite)
+    if interactive:
+        check_display()
     planner = load_planner(run, set_ or [], where, deadline=steps if "when=end" in task.split() else 0)
-    cost = parse_task(task, planner.state_fields)
-    if "axis=all" in task.split():
-        episodes = 6 * -(-episodes // 6)
-    config = ExecuteConfig(episodes, steps, seed)
-    cost, axis, names = rotation_task(cost, episodes, where)
-    goals = None
-    if reorients(cost):
-        store = Store.open(data or read_toml(run / "config.toml").get("data", ""))
-        goals = held_out_goals(store, episodes, seed)
-        goal = goals.quaternion.to(where)
-        cost = cost.given("reorient", goal=goal)
-        start: Tensor | None = goals.start
-    elif (pose := poses_wanted(cost)) is not None:
-        store = Store.open(data or read_toml(run / "config.toml").get("data", ""))
-        poses = held_out_poses(store, pose, episodes, seed, ahead=steps)
-        cost = cost.given("joint-pose", goal=poses.joints.to(where))
-        start = poses.start
-    else:
-        start = None
-    made = planner.environment
+    cost = parse_task(task, planner.state_fields, own_code=own_code)
+    if interactive and "axis=all" in task.split():
+        raise EbmtrajError("--interactive shows one episode; choose one axis, such as axis=z")
+    trial = make_trial(
+        cost,
+        ExecuteConfig(1 if interactive else episodes, steps, seed),
+        lambda: Store.open(data or read_toml(run / "config.toml").get("data", "")),
+        hold=hold,
+        device=where,
+    )
+    shown = Shown.choose(trial.config.episodes, list(trial.names))
+    made, controller = planner.environment, planner.controller
     env = make_batch(made["env"], threads, made["state"], **{**made["env_kwargs"], **parse_overrides(env_set or [])})
+    viewer = None
     try:
+        if interactive:
+            viewer = Viewer(make_scenery(made["env"], made["env_kwargs"], made["state"]), env.control_timestep)
+            controller = Live(controller, viewer)
         with progress() as bar, no_denormals():
-            shown = bar.add_task("carrying out the plans", total=steps, note="")
+            bar_task = bar.add_task("carrying out the plans", total=steps, note="")
             execution = execute(
                 env,
-                planner.controller,
-                cost,
-                config,
-                start=start,
-                holds=None if goals is None else lambda state: error(state, goal, planner.state_fields) < hold,
+                controller,
+                trial.task,
+                trial.config,
+                start=trial.start,
+                holds=trial.holds,
+                watched=shown.rows if video is not None else (),
                 device=where,
-                on_step=lambda done: bar.update(shown, completed=done),
+                on_step=lambda done: bar.update(bar_task, completed=done),
             )
+        if viewer is not None:
+            viewer.wait()
     finally:
         env.close()
-    result = {"run": str(run), "task": task, **measures(execution, config, planner.state_fields, axis, names)}
-    if goals is not None:
-        result |= reached(execution, config, goal, planner.state_fields, hold)
-    else:
-        result |= goal_measures(execution, cost)
-    kept = {**result, "planner": dataclasses.asdict(planner.settings), "machine": machine(), "versions": versions()}
+        if viewer is not None:
+            viewer.close()
+    result = {"run": str(run), "task": task, **trial.result(execution)}
+    whole = {**result, "planner": dataclasses.asdict(planner.settings), "machine": machine(), "versions": versions()}
     if out is not None:
-        write_json(out, kept)
+        write_json(out, whole)
     else:  # one more line of what this run can do: nothing is lost
         before = read_json(run / "results.json").get("plans", []) if (run / "results.json").exists() else []
-        write_json(run / "results.json", {"plans": [*before, kept]})
+        write_json(run / "results.json", {"plans": [*before, whole]})
     if json_:
-        print_json(result)
-        return
+        print_json({**result, **({"video": str(video)} if video is not None else {})})
+    else:
+        _show(result, out or run / "results.json")
+    if video is not None:  # last, so that a machine that can't draw keeps its result
+        plan_film(execution, shown, trial.task, env, video, state=made["state"])
+        if not json_:
+            say(str(video))
+
+
+def _show(result: dict[str, Any], where_to: Path) -> None:
     if "progress_rad_per_100" in result:
         axes = "  ".join(f"{name} {value:.2f}" for name, value in result["per_axis"].items())
         say(f"{result['progress_rad_per_100']:.2f} ± {result['progress_se']:.2f} rad per 100 steps   {axes}")
@@ -141,5 +164,6 @@ def plan_command(
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"
         )
-    where_to = out or run / "results.json"
+    for label, share in result.get("kept", {}).items():
+        say(f"{label} kept {share:.1%} of the time ({result['kept_means'][label]})")
     say(f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {where_to}")

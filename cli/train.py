@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +15,17 @@ from ebmtraj.cli.common import Data, Device, Json, Overwrite, Resume, Set, print
 if TYPE_CHECKING:
     from ebmtraj.training.loop import Progress, Result
 
+RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory to make.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")]
+TrainingSeed = Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0, max=2**63 - 1)]
+
 app = typer.Typer(help="Learn a model from a store into a run directory.", no_args_is_help=True)
 
 
 @app.command("transition")
 def transition(
     data: Data,
-    run: Annotated[Path, typer.Option("--run", help="The run directory to make.")],
+    run: RunDirectory,
     objective: Annotated[
         str | None,
         typer.Option(help="Of the energy: dsm (base + energy by score matching, the default) or cd (the paper's)."),
@@ -30,9 +36,9 @@ def transition(
     actions: Annotated[
         bool | None, typer.Option("--actions/--no-actions", help="Learn E(s, a, s') instead of E(s, s').")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")] = None,
+    recipe: Recipe = None,
     set_: Set = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0, max=2**63 - 1)] = None,
+    seed: TrainingSeed = None,
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -47,13 +53,10 @@ def transition(
 
     Example: ebmtraj train transition --data hand.zarr --run runs/hand --set training.steps=8000
     """
-    from ebmtraj.config import read_toml
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.trajectories.fit import load_recipe, train_transition
     from ebmtraj.trajectories.registry import ENERGIES, MODELS
 
-    if resume and overwrite:
-        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a run, the second replaces it")
     if objective is not None and objective not in ENERGIES:
         raise EbmtrajError(f"unknown objective {objective!r}; use one of {', '.join(ENERGIES)}")
     if model == "energy":
@@ -64,40 +67,22 @@ def transition(
         raise EbmtrajError(
             f"unknown model {model!r}; use one of energy, {', '.join(m for m in MODELS if m not in ENERGIES)}"
         )
-    overrides = [*(set_ or []), *([f"training.seed={seed}"] if seed is not None else [])]
-    # a resumed run goes on under its own recipe; what is given beside --resume must agree with it
-    defaults = read_toml(run / "config.toml") if resume and (run / "config.toml").exists() else None
-    settings = load_recipe(recipe, overrides, {"model": model or objective, "actions": actions, "data": data}, defaults)
-
-    if resume and not (run / "config.toml").exists():
-        say(f"{run} holds no run yet; beginning it")
-    with progress() as bar:
-        task = bar.add_task(f"training {settings.model}", total=settings.training.steps, note="")
-        result, settings = train_transition(
-            settings,
-            run,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=_note(p)),
-        )
-    if json_:
-        print_json({"run": str(run), "model": settings.model, "actions": settings.actions, **_outcome(result, run)})
-        return
-    say(_summary(result, run))
-    say(f"next: ebmtraj evaluate {shlex.quote(str(run))} --data {shlex.quote(data)}")
+    given = {"model": model or objective, "actions": actions, "data": data}
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    trained = _train(budget, load_recipe, train_transition, given, lambda recipe: f"training {recipe.model}")
+    budget.tell(trained, ("model", "actions"), f"ebmtraj evaluate {shlex.quote(str(run))} --data {shlex.quote(data)}")
 
 
 @app.command("plan")
 def plan(
     data: Data,
-    run: Annotated[Path, typer.Option("--run", help="The run directory to make.")],
+    run: RunDirectory,
     prior: Annotated[
         str | None, typer.Option(help="What proposes actions: energy (the default), or field, a free vector field.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")] = None,
+    recipe: Recipe = None,
     set_: Set = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0, max=2**63 - 1)] = None,
+    seed: TrainingSeed = None,
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -110,41 +95,21 @@ def plan(
 
     Example: ebmtraj train plan --data hand.zarr --run runs/plan --set training.steps=20000
     """
-    from ebmtraj.config import read_toml
-    from ebmtraj.errors import EbmtrajError
     from ebmtraj.trajectories.plan_fit import load_plan_recipe, train_plan
 
-    if resume and overwrite:
-        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a run, the second replaces it")
-    overrides = [*(set_ or []), *([f"training.seed={seed}"] if seed is not None else [])]
-    defaults = read_toml(run / "config.toml") if resume and (run / "config.toml").exists() else None
-    settings = load_plan_recipe(recipe, overrides, {"prior": prior, "data": data}, defaults)
-    if resume and not (run / "config.toml").exists():
-        say(f"{run} holds no run yet; beginning it")
-    with progress() as bar:
-        task = bar.add_task("training to plan", total=settings.training.steps, note="")
-        result, settings = train_plan(
-            settings,
-            run,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=_note(p)),
-        )
-    if json_:
-        print_json({"run": str(run), "prior": settings.prior, **_outcome(result, run)})
-        return
-    say(_summary(result, run))
-    say(f'next: ebmtraj plan {shlex.quote(str(run))} --task "rotate axis=z"')
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    given = {"prior": prior, "data": data}
+    trained = _train(budget, load_plan_recipe, train_plan, given, lambda recipe: "training to plan")
+    budget.tell(trained, ("prior",), f'ebmtraj plan {shlex.quote(str(run))} --task "rotate axis=z"')
 
 
 @app.command("sequence")
 def sequence(
     data: Data,
-    run: Annotated[Path, typer.Option("--run", help="The run directory to make.")],
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; a run's own config.toml is one.")] = None,
+    run: RunDirectory,
+    recipe: Recipe = None,
     set_: Set = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same bits (on CPU).", min=0, max=2**63 - 1)] = None,
+    seed: TrainingSeed = None,
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -158,32 +123,96 @@ def sequence(
 
     Example: ebmtraj train sequence --data reacher.zarr --run runs/reach --set training.steps=8000
     """
-    from ebmtraj.config import read_toml
-    from ebmtraj.errors import EbmtrajError
     from ebmtraj.trajectories.sequence_fit import load_sequence_recipe, train_sequence
 
-    if resume and overwrite:
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    trained = _train(budget, load_sequence_recipe, train_sequence, {"data": data}, lambda recipe: "training to plan")
+    budget.tell(trained, (), f'ebmtraj plan {shlex.quote(str(run))} --task "reach"')
+
+
+@app.command("clone")
+def clone(
+    data: Data,
+    run: RunDirectory,
+    label: Annotated[
+        str | None,
+        typer.Option(help="What it is told: none (the default), axis (turned about next) or goal (an orientation reached)."),
+    ] = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+    seed: TrainingSeed = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn to act as the data does: behaviour cloning, an opponent of plans in `ebmtraj compare plans`.
+
+    Labels are found in hindsight, in what came of the actions. Budget, --resume and --set are as in `train transition`.
+
+    Example: ebmtraj train clone --data hand.zarr --run runs/clone --label axis
+    """
+    from ebmtraj.trajectories.clone_fit import load_clone_recipe, train_clone
+
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    trained = _train(budget, load_clone_recipe, train_clone, {"label": label, "data": data}, lambda recipe: "cloning")
+    budget.tell(trained, ("label",))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every command here is asked for beside its model."""
+
+    run: Path
+    recipe: Path | None
+    set: list[str] | None
+    seed: int | None
+    device: str
+    resume: bool
+    overwrite: bool
+    json: bool
+
+    def tell(self, trained: tuple[Result, Any], named: tuple[str, ...], following: str | None = None) -> None:
+        """Say what it came to, with these settings of the recipe in JSON, and the command that comes next."""
+        result, settings = trained
+        if self.json:
+            said = {name: getattr(settings, name) for name in named}
+            print_json({"run": str(self.run), **said, **_outcome(result, self.run)})
+            return
+        say(_summary(result, self.run))
+        if following:
+            say(f"next: {following}")
+
+
+def _train(
+    budget: Budget,
+    load: Callable[..., Any],
+    train: Callable[..., tuple[Result, Any]],
+    given: dict[str, Any],
+    doing: Callable[[Any], str],
+) -> tuple[Result, Any]:
+    from ebmtraj.config import read_toml
+    from ebmtraj.errors import EbmtrajError
+
+    run = budget.run
+    if budget.resume and budget.overwrite:
         raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a run, the second replaces it")
-    overrides = [*(set_ or []), *([f"training.seed={seed}"] if seed is not None else [])]
-    defaults = read_toml(run / "config.toml") if resume and (run / "config.toml").exists() else None
-    settings = load_sequence_recipe(recipe, overrides, {"data": data}, defaults)
-    if resume and not (run / "config.toml").exists():
+    overrides = [*(budget.set or []), *([f"training.seed={budget.seed}"] if budget.seed is not None else [])]
+    # a resumed run goes on under its own recipe; what is given beside --resume must agree with it
+    begun = budget.resume and (run / "config.toml").exists()
+    settings = load(budget.recipe, overrides, given, read_toml(run / "config.toml") if begun else None)
+    if budget.resume and not begun:
         say(f"{run} holds no run yet; beginning it")
     with progress() as bar:
-        task = bar.add_task("training to plan", total=settings.training.steps, note="")
-        result, settings = train_sequence(
+        task = bar.add_task(doing(settings), total=settings.training.steps, note="")
+        return train(
             settings,
             run,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
+            device=budget.device,
+            resume=budget.resume,
+            overwrite=budget.overwrite,
             on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=_note(p)),
         )
-    if json_:
-        print_json({"run": str(run), "objective": settings.network.objective, **_outcome(result, run)})
-        return
-    say(_summary(result, run))
-    say(f'next: ebmtraj plan {shlex.quote(str(run))} --task "reach"')
 
 
 def _note(p: Progress) -> str:

@@ -14,8 +14,29 @@ from ebmtraj.fields import Field, total_size
 Rotation = Literal["world", "body", "quaternion"]  # how a quaternion's change is written, see `Increments`
 
 
+FEW = 4096  # numbers
+
+
+def _product() -> Tensor:
+    """Which products p_i q_j make up the entries of a Hamilton product, and their signs, `(16, 4)`."""
+    table = torch.zeros(4, 4, 4)
+    for i, j, entry, sign in (
+        *((0, 0, 0, 1), (1, 1, 0, -1), (2, 2, 0, -1), (3, 3, 0, -1)),
+        *((0, 1, 1, 1), (1, 0, 1, 1), (2, 3, 1, 1), (3, 2, 1, -1)),
+        *((0, 2, 2, 1), (1, 3, 2, -1), (2, 0, 2, 1), (3, 1, 2, 1)),
+        *((0, 3, 3, 1), (1, 2, 3, 1), (2, 1, 3, -1), (3, 0, 3, 1)),
+    ):
+        table[i, j, entry] = sign
+    return table.reshape(16, 4)
+
+
+_PRODUCT = _product()
+
+
 def quaternion_multiply(p: Tensor, q: Tensor) -> Tensor:
     """Hamilton product of quaternions (w, x, y, z), `(..., 4), (..., 4) -> (..., 4)`."""
+    if max(p.numel(), q.numel()) <= FEW:  # three calls instead of forty, of which few quaternions take all the time
+        return (p.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) @ _PRODUCT.to(p)
     pw, px, py, pz = p.unbind(-1)
     qw, qx, qy, qz = q.unbind(-1)
     return torch.stack(
@@ -136,6 +157,11 @@ class Increments:
             kind = field.kind if field.kind in ("quaternion", "angle") else "plain"
             self._plan.append((kind, slice(s, s + field.size), slice(d, d + width)))
             s, d = s + field.size, d + width
+
+    def turn(self) -> slice | None:
+        """Where an increment holds the world-frame rotation vector of the state's one quaternion, if it does."""
+        found = [width for kind, _, width in self._plan if kind == "quaternion"]
+        return found[0] if len(found) == 1 and self.rotation == "world" else None
 
     def names(self) -> list[str]:
         """One name an entry of the increment."""

@@ -13,19 +13,22 @@ import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ebmtraj.report.compare_figures import median_curves
+from ebmtraj.report.compare_plans_table import markdown_plans
 from ebmtraj.report.compare_table import COLUMNS, MAIN, markdown_comparison
 from ebmtraj.report.style import ordered, title
 from ebmtraj.report.tables import HEADERS, markdown_table, number
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/transitions.md")
+PAGES = ("README.md", "docs/transitions.md", "docs/plans.md")
 ROBOTS = ("reacher", "halfcheetah", "ant")
 PICTURES = {"frechet.png": "frechet.png", "strip.png": "figures/unconditional/strip.png"}
 PICTURES["rollouts.gif"] = "figures/unconditional/rollouts.gif"
+PICTURES["plan.gif"] = "figures/plan.gif"
 
 
 def take(demo: Path) -> None:
@@ -51,8 +54,16 @@ def demo_table(results: dict[str, Any]) -> str:
         f"{names[panel]}: " + ", ".join(f"{title(name)} {seconds:.0f} s" for name, seconds in values.items())
         for panel, values in results["training_seconds"].items()
     )
+    plan = results.get("plan")
+    planned = (
+        f"Plans for `{plan['task']}`, {plan['episodes']} fresh starts in the simulator: turned "
+        f"**{plan['progress_rad_per_100']:.2f}** ± {plan['progress_se']:.2f} rad per 100 steps, {plan['drop_rate']:.0%} "
+        f"dropped, after {plan['training_seconds']:.0f} s of training on one core.\n\n"
+        if plan
+        else ""
+    )
     return (
-        f"{table}\nLower is better. Training time on one core each, {trained}. One seed ({results['seed']}), "
+        f"{table}\n{planned}Lower is better. Training time on one core each, {trained}. One seed ({results['seed']}), "
         f"{results['seconds']['total']:.0f} s in all on "
         f"{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}, MuJoCo {versions['mujoco']}; "
         "made by `make results`, every number in [docs/results/demo.json](docs/results/demo.json).\n"
@@ -297,6 +308,43 @@ def sequence_plans_table(results: dict[str, Any]) -> str:
     )
 
 
+def plans_table(results: dict[str, Any]) -> str:
+    """Controllers side by side, as markdown."""
+    protocol, machine = results["protocol"], results["protocol"]["machine"]
+    seeds, trained = protocol["seeds"], protocol["data"]["splits"]["train"]
+    budgets = [row["train_core_seconds"] for row in results["trainings"] if row.get("train_core_seconds")]
+    spent = f", {min(budgets):.0f} to {max(budgets):.0f} s of one core each" if budgets else ""
+    spread = f"Means over {len(seeds)} training seeds (least and greatest)" if len(seeds) > 1 else f"Seed {seeds[0]}"
+    rule = protocol["data"]["action_noise"]
+    return (
+        f"{markdown_plans(results)}\n{spread}, ± the standard error over the starts. Rotate: rad along a commanded axis per "
+        f"100 steps until a drop, mean of six axes. Reorient: goals 0.5 to 1.5 rad away, within 0.4 rad at the end and not "
+        f"dropped; the stop rule repeats the last action within {protocol['hold_rad']:g} rad of the goal, for every method. "
+        f"The same {protocol['episodes']} starts and goals for all (seed {protocol['start_seed']}, {protocol['split']} "
+        f"episodes), {protocol['steps']} steps; models trained on {trained:,} episodes (random: {rule}){spent}. ms: of "
+        "one core, for a control step of one episode in the batch, and of a lone one. Privileged: sees what no state holds, "
+        f"the simulator or the memory of the data's policy. {machine['processor']}, {machine['cores']} cores; made by "
+        f"`{protocol['command']}`, every number in [docs/results/plans.json](/docs/results/plans.json).\n"
+    )
+
+
+def methods_table(results: dict[str, Any]) -> str:
+    """What each controller of the comparison is, as markdown."""
+    told, trained = results["protocol"]["rows"], results["protocol"]["trainings"]
+    lines = ["| name | what it does | trained for it | privileged |", "| --- | --- | --- | --- |"]
+    for name, row in told.items():
+        needs = ", ".join(f"{need} ({_settings(trained[need]['command'])})" for need in row["needs"])
+        lines.append(f"| `{name}` | {row['about']} | {needs or '-'} | {'yes' if row['privileged'] else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _settings(command: str) -> str:
+    """`train KIND` and the settings of a training's command, without data and run."""
+    words = command.split()
+    options = [word for before, word in pairwise(words) if before == "--set"]
+    return " ".join(["`train", words[2], *options]) + "`"
+
+
 TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
     "demo": ("demo", demo_table),
     "cd": ("cd", cd_table),
@@ -307,6 +355,8 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "ablations": ("ablations", transitions_table),
     "robots": ("robots_reacher", robots_table),
     "long": ("long", long_table),
+    "plans": ("plans", plans_table),
+    "plans-methods": ("plans", methods_table),
     "curves": ("learning_curves", curves_table),
     "sequences": ("sequence_plans", sequence_plans_table),
 }

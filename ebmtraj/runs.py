@@ -129,11 +129,11 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> Run:
-        """An existing run; raises `EbmtrajError` where there is none."""
+    def open(cls, path: Path, made_by: str = "train transition") -> Run:
+        """An existing run; raises `EbmtrajError`, naming the command that makes such a run, where there is none."""
         run = cls(path)
         if not path.is_dir():
-            raise EbmtrajError(f"run {path} does not exist; train it first: ebmtraj train transition --run {path} ...")
+            raise EbmtrajError(f"run {path} does not exist; train it first: ebmtraj {made_by} --run {path} ...")
         if not run.config.exists():
             raise EbmtrajError(f"{path} is not a run: it has no config.toml")
         return run
@@ -187,8 +187,11 @@ class Run:
 class MetricsWriter:
     """Appends rows to `metrics.jsonl`; on resume, first drops what was logged after the resume state was taken."""
 
-    def __init__(self, path: Path, keep: int | None = None) -> None:
-        """`keep`: how many rows of an existing file still hold."""
+    def __init__(self, path: Path | None, keep: int | None = None) -> None:
+        """`keep`: how many rows of an existing file still hold; without a path, nothing is written."""
+        self.rows, self._file = 0, None
+        if path is None:
+            return
         rows = list(_json_lines(path))[:keep] if keep is not None else []
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
         self.rows = len(rows)
@@ -196,6 +199,8 @@ class MetricsWriter:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row and hand it to the system, so that a reader sees it at once."""
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(dict(row), allow_nan=False) + "\n")
             self._file.flush()
@@ -205,7 +210,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

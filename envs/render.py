@@ -13,18 +13,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ebmtraj.envs import hand_cube
 from ebmtraj.envs.physics import mujoco
+from ebmtraj.envs.scenery import HandScenery, Overlay, Scenery
 from ebmtraj.errors import EbmtrajError
 
 RENDERABLE = ("hand-cube", "ebmtraj/HandCube-v0")
 
-CAMERA_LOOKAT = (1.0, 0.9, 0.16)  # metres
-CAMERA_DISTANCE = 0.30
-CAMERA_AZIMUTH = 60.0  # degrees
-CAMERA_ELEVATION = -50.0
-BACKGROUND = (244, 244, 240)  # near white, so that frames sit well on a page
-HAND_COLOUR = (0.70, 0.74, 0.80)
+AHEAD = 16  # control steps ahead at which a ghost is shown: nearer it hides behind the robot
 
 _MEND = "on Debian or Ubuntu run `apt install libegl1 libgl1-mesa-dri`, or `apt install libosmesa6` and set MUJOCO_GL=osmesa"
 
@@ -62,29 +57,37 @@ def _gl_context(backend: str, width: int, height: int) -> Any:
 class Renderer:
     """RGB frames of states, `width` x `height` pixels; close it, or use it in a `with` block.
 
-    `samples` smooths edges (4 is plenty) and takes three times as long on a CPU. A picture takes 10 to 15 ms there without.
-    Raises `EbmtrajError` for an environment whose states cannot be drawn, a bad size, and where OpenGL does not work.
+    `scenery` says of what, without it the hand and cube. `samples` smooths edges (4 is plenty) and takes three times as long
+    on a CPU. A picture of the hand takes 10 to 15 ms there without. Raises `EbmtrajError` for an environment whose states
+    cannot be drawn, a bad size, and where OpenGL does not work.
     """
 
-    def __init__(self, env_id: str = "hand-cube", width: int = 256, height: int = 256, samples: int = 0) -> None:
+    ahead: int | None = AHEAD
+
+    def __init__(
+        self,
+        env_id: str = "hand-cube",
+        width: int = 256,
+        height: int = 256,
+        samples: int = 0,
+        *,
+        scenery: Scenery | None = None,
+    ) -> None:
         self._context: Any = None
         self._gl: Any = None
-        if not can_render(env_id):
+        if scenery is None and not can_render(env_id):
             raise EbmtrajError(f"{env_id}: its states cannot be drawn; only {RENDERABLE[0]} can be rendered from states")
-        if not (1 <= width <= 4096 and 1 <= height <= 4096):
-            raise EbmtrajError(f"renderer: size {width} x {height} pixels; give 1 to 4096 for each")
+        check_size(width, height)
         self.width, self.height = width, height
-        self._model = _picture_model(width, height, samples)
-        self._data = mujoco.MjData(self._model)
-        self._scene = mujoco.MjvScene(self._model, maxgeom=500)
+        self._scenery = scenery or HandScenery()
+        self._model = self._scenery.model
+        view = self._model.vis
+        view.global_.offwidth, view.global_.offheight = width, height
+        view.quality.offsamples = samples
+        self._scene = mujoco.MjvScene(self._model, maxgeom=2000)
         # Shadows and reflections cost most of a frame on a CPU.
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._scene.flags[flag] = 0
-        self._options = mujoco.MjvOption()
-        self._camera = mujoco.MjvCamera()
-        self._camera.lookat[:] = CAMERA_LOOKAT
-        self._camera.distance, self._camera.azimuth = CAMERA_DISTANCE, CAMERA_AZIMUTH
-        self._camera.elevation = CAMERA_ELEVATION
         reasons = []
         for backend in gl_backends():
             try:
@@ -100,21 +103,20 @@ class Renderer:
                 reasons.append(f"{backend}: {text.splitlines()[0]}")
         raise EbmtrajError(f"cannot start OpenGL to draw frames ({'; '.join(reasons)}): {_MEND}")
 
-    def frame(self, state: ArrayLike) -> NDArray[np.uint8]:
+    def frame(self, state: ArrayLike, overlay: Overlay = Overlay()) -> NDArray[np.uint8]:
         """One picture (height, width, 3) of a state (S,).
 
         Raises `EbmtrajError` on a wrong shape, NaN or a closed renderer.
         """
         if self._context is None:
             raise EbmtrajError("renderer: it is closed; make a new one")
-        physics = hand_cube.physics_of(np.asarray(state, dtype=np.float64)[None])
-        mujoco.mj_setState(self._model, self._data, physics[0], hand_cube.PHYSICS_STATE)
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_camlight(self._model, self._data)
+        shown = self._scenery
+        shown.pose(shown.data, state)
+        mujoco.mj_camlight(self._model, shown.data)
         self._gl.make_current()
-        mujoco.mjv_updateScene(
-            self._model, self._data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
+        every = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, shown.data, shown.options, None, shown.camera, every, self._scene)
+        shown.decorate(self._scene, overlay)
         pixels = np.empty((self.height, self.width, 3), dtype=np.uint8)
         viewport = mujoco.MjrRect(0, 0, self.width, self.height)
         mujoco.mjr_render(viewport, self._scene, self._context)
@@ -145,6 +147,12 @@ class Renderer:
         self.close()
 
 
+def check_size(width: int, height: int) -> None:
+    """Raise `EbmtrajError` for a picture without pixels or with far too many."""
+    if not (1 <= width <= 4096 and 1 <= height <= 4096):
+        raise EbmtrajError(f"renderer: size {width} x {height} pixels; give 1 to 4096 for each")
+
+
 _open_renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 
@@ -160,26 +168,3 @@ def _close_at_exit(renderer: Renderer) -> None:
 def _close_all() -> None:
     for renderer in list(_open_renderers):
         renderer.close()
-
-
-def _picture_model(width: int, height: int, samples: int) -> mujoco.MjModel:
-    """The model with its meshes, lit so that the white hand keeps its shape and the lettered faces of the cube stand out."""
-    model = hand_cube.build_model(visual=True)
-    view = model.vis.global_
-    view.offwidth, view.offheight = width, height
-    model.vis.quality.offsamples = samples
-    model.vis.headlight.ambient[:] = 0.30
-    model.vis.headlight.diffuse[:] = 0.35
-    model.vis.headlight.specular[:] = 0.0
-    model.light_ambient[:] = 0.0
-    model.light_diffuse[:] = 0.55
-    model.light_specular[:] = 0.05
-    model.light_dir[:] = (-0.45, -0.35, -0.82)  # from the side: fingers get a lit and a shaded half
-    hand = model.material("robot0:MatViz").id
-    model.mat_rgba[hand, :3] = HAND_COLOUR
-    model.mat_reflectance[:] = 0.0
-    sky = int(np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)[0])
-    start = int(model.tex_adr[sky])
-    count = int(model.tex_width[sky]) * int(model.tex_height[sky])
-    model.tex_data[start : start + 3 * count] = np.tile(np.array(BACKGROUND, dtype=np.uint8), count)
-    return model

@@ -237,6 +237,8 @@ def test_demo_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     recipe.write_text(
         '[collect]\nenv = "hand-cube"\nepisodes = 20\nsteps = 10\noptions = ["--policy", "trained"]\n'
         f"[evaluate]\nsteps = 10\nsamples = 2\n{train}"
+        '[plan]\ntask = "rotate axis=all"\nepisodes = 6\nsteps = 2\n'
+        'set = ["training.steps=4", "training.batch=16", "network.width=8", "network.horizons=[2,8]"]\n'
     )
     out = tmp_path / "demo"
     results = good(capfd, "demo", "--out", out, "--recipe", recipe, "--workers", 2)
@@ -244,9 +246,11 @@ def test_demo_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert written["frechet"] == results["frechet"]
     for panel in ("unconditional", "action_conditional"):
         assert set(written["frechet"][panel]) == {"ebm", "fc", "gaussian", "floor"}
-    assert set(written["seconds"]) == {"collect", "train", "evaluate", "total"}
+    assert set(written["seconds"]) == {"collect", "train", "evaluate and plan", "total"}
+    assert set(written["plan"]) >= {"progress_rad_per_100", "drop_rate", "per_axis", "training_seconds"}
+    assert (out / "figures" / "plan.gif").exists() == (not written["pictures_missing"])
     assert written["versions"]["mujoco"]
-    assert len(written["commands"]) == 9
+    assert len(written["commands"]) == 11
     assert all(command.startswith("ebmtraj ") for command in written["commands"])
     assert (out / "frechet.png").exists()
     assert "--overwrite" in bad(capfd, "demo", "--out", out, "--recipe", recipe)

@@ -91,6 +91,14 @@ def test_a_turn_in_the_body_frame() -> None:
     assert (seen - world.between(a, b)).abs().max() > 1
 
 
+def test_few_quaternions_multiply_as_many_do() -> None:
+    p, q = unit_quaternions(3000, 3).float(), unit_quaternions(3000, 4).float()
+    assert p.numel() > c.FEW
+    np.testing.assert_allclose(c.quaternion_multiply(p[:20], q[:20]), c.quaternion_multiply(p, q)[:20], atol=1e-6)
+    one = c.quaternion_multiply(p[0], q[:20].unflatten(0, (4, 5)))  # shapes meet
+    np.testing.assert_allclose(one.flatten(0, 1), c.quaternion_multiply(p[:1].expand(3000, 4), q)[:20], atol=1e-6)
+
+
 def test_the_difference_of_a_quaternion_is_of_the_nearer_sign() -> None:
     numbers = c.Increments((Field("turn", 4, "quaternion"),), "quaternion")
     a, b = unit_quaternions(200, 1), unit_quaternions(200, 2)

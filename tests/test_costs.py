@@ -129,7 +129,7 @@ def test_joint_terms_against_their_formulas() -> None:
             ((states[..., [2, 3]] - torch.tensor([0.1, 0.5])).square().sum(-1) * torch.arange(1.0, 6) / 15).sum(1)
         ),
         "keep-straight finger=ring tolerance=0.2": (ring.abs() - 0.2).clamp_min(0).square().sum(-1).mean(1),
-        "keep-straight finger=RF": ring.square().sum(-1).mean(1),
+        "keep-straight finger=RF tolerance=0": ring.square().sum(-1).mean(1),
         "keep-range joints=RFJ0 margin=0.1": (
             ((0.1 - states[..., 13]).clamp_min(0) + (states[..., 13] - 1.471).clamp_min(0)).square().mean(1)
         ),
@@ -141,6 +141,49 @@ def test_joint_terms_against_their_formulas() -> None:
     torch.testing.assert_close(together.cost(path), sum(pairs.values()))
     assert together.labels() == ["joint-pose", "keep-straight", "keep-straight-2", "keep-range", "keep-height"]
     torch.testing.assert_close(together.terms(path)["keep-straight-2"], ring.square().sum(-1).mean(1))
+
+
+def test_constraints_say_where_they_hold() -> None:
+    states = torch.zeros(1, 3, 31)
+    states[0, :, 11] = torch.tensor([0.59, 0.61, 0.2])  # a joint of the ring finger
+    states[0, :, 10] = torch.tensor([0.0, 0.0, -0.65])
+    states[0, :, 26] = torch.tensor([0.2, 0.15, 0.1])
+    for text, expected, meaning in (
+        ("keep-straight finger=ring", [True, False, False], "0.6 rad"),
+        ("keep-straight finger=ring within=0.7", [True, True, True], "0.7 rad"),
+        ("keep-range joints=RFJ2 high=0.3", [False, False, True], "0.05 rad"),
+        ("keep-range joints=RFJ2 high=0.55 margin=0.2", [True, False, True], "0.05 rad"),
+        ("keep-height low=0.15", [True, True, False], "0.15 m"),
+    ):
+        (term,) = parse_task(text, HAND).parts
+        holds = term.holds(states)
+        assert holds is not None
+        assert holds.tolist() == [expected], text
+        assert meaning in term.meaning()
+    (term,) = parse_task("obstacle centre=0.3,0.3 radius=0.1 margin=0.5", POINT).parts
+    holds = term.holds(torch.tensor([[[0.3, 0.39, 0, 0], [0.3, 0.41, 0, 0]]]))
+    assert holds is not None
+    assert holds.tolist() == [[False, True]]
+    for name, (text, fields) in EVERY_TERM.items():
+        (term,) = parse_task(text, fields).parts
+        assert (term.holds(random_path(fields).states) is None) == (term.meaning() == ""), name
+
+
+def test_progress_in_words() -> None:
+    states = random_path(HAND, steps=1).start[:, None].repeat(1, 4, 1)
+    turn = quaternion_exp(torch.tensor([0.0, 0.0, 0.3])).expand(3, 4)
+    for t in range(1, 4):
+        states[:, t, 27:] = -quaternion_multiply(turn, states[:, t - 1, 27:])
+    for text, expected in (("rotate axis=0,0,2", [0, 0.3, 0.6, 0.9]), ("rotate axis=-z", [0, -0.3, -0.6, -0.9])):
+        words, values = parse_task(text, HAND).parts[0].progress(states) or ("", torch.zeros(()))
+        assert words.format(1.0) == "turned 1.00 rad"
+        torch.testing.assert_close(values, torch.tensor(expected).expand(3, 4), atol=1e-5, rtol=0)
+    task = parse_task("reorient", HAND).given("reorient", goal=states[:, 3, 27:])
+    words, values = task.parts[0].progress(states) or ("", torch.zeros(()))
+    torch.testing.assert_close(values, torch.tensor([0.9, 0.6, 0.3, 0]).expand(3, 4), atol=2e-3, rtol=0)
+    point = torch.tensor([[[0.3, 0.0, 0, 0], [0.0, 0.4, 0, 0]]])
+    words, values = parse_task("reach goal=0,0", POINT).parts[0].progress(point) or ("", torch.zeros(()))
+    assert words.format(float(values[0, 1])) == "40.0 cm left"
 
 
 def test_smooth_is_a_squared_change_a_step() -> None:

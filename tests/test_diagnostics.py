@@ -130,8 +130,8 @@ def test_tempering_crosses_what_a_chain_does_not() -> None:
     share = (late > 0).double().mean(0)
     assert abs(share.mean() - 0.8) < 3 * share.std() / 20
     for side, mean in ((late > 0, 6.0), (late < 0, -6.0)):
-        assert late[side].mean() == pytest.approx(mean, abs=0.05)
-        assert late[side].std() == pytest.approx(1.0, abs=0.05)
+        assert late[side].mean() == pytest.approx(mean, abs=0.15)
+        assert late[side].std() == pytest.approx(1.0, abs=0.1)
     alone, _ = mala(double_well, start, MALAConfig(steps=600, step_size=0.5), generator=seeded())
     assert (alone < 0).all()
 

@@ -210,7 +210,9 @@ def test_hmc_is_leapfrog_and_goes_back_with_its_momentum_turned_round() -> None:
 
     def leap(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         always = torch.full((len(x),), -math.inf, dtype=x.dtype)
-        new, proposal = hamiltonian_step(target, target(x), p, always, size, leapfrog=steps, beta=beta)
+        new, proposal = hamiltonian_step(
+            target, target(x), p, always, torch.tensor(size, dtype=x.dtype), leapfrog=steps, beta=beta
+        )
         return new.x, proposal.error
 
     x, p = Mixture().draw(40, 1), normal(40, 2, seed=2)

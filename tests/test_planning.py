@@ -28,8 +28,9 @@ from ebmtraj.training.checkpoint import load_tensors
 from ebmtraj.training.loop import TrainingConfig, train
 from ebmtraj.trajectories.costs import TaskCost, parse_task
 from ebmtraj.trajectories.execute import Execution, fresh_start
-from ebmtraj.trajectories.measure import error, held_out_goals, rotation_task, turned
+from ebmtraj.trajectories.measure import error, held_out_goals, kept, rotation_task, turned
 from ebmtraj.trajectories.plan import PlannerConfig, plan
+from ebmtraj.trajectories.terms.rotation import rotation_vectors
 from ebmtraj.trajectories.terms.term import Path as Future
 from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
 
@@ -195,6 +196,20 @@ def test_outcomes_are_those_of_the_system(trained: WindowModel) -> None:
     assert float((path.states[:, 2] - truth[:, 1]).square().mean().sqrt()) < 0.4 * float(spread)
 
 
+def test_turns_of_a_plan_are_those_of_its_states() -> None:
+    torch.manual_seed(0)
+    fields = (*POSITION, Field("turn", 4, "quaternion"))
+    config = WindowConfig(actions=4, horizons=(2, 4), width=16)
+    model = WindowModel(fields, PUSH, prior="energy", config=config, environment={})
+    state = torch.cat((torch.randn(6, 2), quaternion_exp(torch.randn(6, 3))), dim=1)
+    with torch.no_grad():
+        situation = model.situation(state, Past.unknown(state, 1, 2))
+        path = model.expected(situation, torch.rand(6, 4, 2))
+    assert path.turned is not None
+    assert float(path.turned.norm(dim=-1).max()) > 0.01
+    torch.testing.assert_close(rotation_vectors(path._replace(turned=None), slice(2, 6)), path.turned, atol=1e-5, rtol=1e-4)
+
+
 def test_guided_plans_do_the_task(trained: WindowModel) -> None:
     state = torch.zeros(6, 2)
     past = Past.unknown(state, 2, 2)
@@ -243,6 +258,20 @@ def test_turning_is_counted_until_the_drop() -> None:
     assert done.dropped.tolist() == [True, False, False]
 
 
+def test_constraints_are_counted_until_the_drop() -> None:
+    states = torch.zeros(2, 5, 2)
+    states[0, 3:, 0] = 0.5  # in the disc for two of four steps
+    states[1, 2:, 0] = 0.5  # and for the last of two, as it dropped after them
+    over = torch.zeros(2, 5, dtype=torch.bool)
+    over[1, 3:] = True
+    done = Execution(states, torch.zeros(2, 4, 1), over, [], 0.0, [])
+    found = kept(done, parse_task("reach goal=1,0 + obstacle centre=0.5,0 radius=0.1", POSITION))
+    assert found["kept"] == {"obstacle": pytest.approx(3 / 6)}
+    assert found["kept_se"] == {"obstacle": pytest.approx(0.0)}  # the same share in both
+    assert found["kept_means"] == {"obstacle": "at least 0.1 m from the centre"}
+    assert kept(done, parse_task("reach goal=1,0", POSITION)) == {}
+
+
 def test_starts_are_those_that_policies_are_measured_on() -> None:
     assert fresh_start(3, 5).random() == evaluate._generator(3, 5, 0).random()
     assert fresh_start(3, 5).random() != fresh_start(3, 6).random()
@@ -282,18 +311,19 @@ def test_commands(hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert json.loads(out)["steps"] == 30
     best = load_tensors(run / "checkpoints" / "best.safetensors")[1]
 
-    code, out, err = call(capfd, "plan", run, "--task", "rotate axis=all + smooth", "--episodes", 6, "--steps", 3, "--json")
+    task = "rotate axis=all + smooth + keep-straight finger=ring"
+    carry_out = ["plan", run, "--task", task, "--episodes", 6, "--steps", 3, "--json"]
+    code, out, err = call(capfd, *carry_out)
     assert code == 0, err
     result = json.loads(out)
     assert set(result) >= {"progress_rad_per_100", "progress_se", "drop_rate", "ms_per_step", "per_axis"}
     assert list(result["per_axis"]) == ["+x", "-x", "+y", "-y", "+z", "-z"]
     assert result["progress_rad_per_100"] == pytest.approx(np.mean(list(result["per_axis"].values())))
-    (kept,) = json.loads((run / "results.json").read_text())["plans"]
-    assert {key: kept[key] for key in result} == result
-    code, second, err = call(
-        capfd, "plan", run, "--task", "rotate axis=all + smooth", "--episodes", 6, "--steps", 3, "--json"
-    )
-    assert json.loads(second)["per_axis"] == result["per_axis"]
+    assert 0 <= result["kept"]["keep-straight"] <= 1
+    (written,) = json.loads((run / "results.json").read_text())["plans"]
+    assert {key: written[key] for key in result} == result
+    again = json.loads(call(capfd, *carry_out)[1])
+    assert {**again, "ms_per_step": 0} == {**result, "ms_per_step": 0}
     assert len(json.loads((run / "results.json").read_text())["plans"]) == 2
     assert "exists" in call(capfd, "plan", run, "--task", "smooth", "--out", run / "results.json")[2]
 
@@ -310,8 +340,8 @@ def test_commands(hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert "does not exist" in call(capfd, "plan", tmp_path / "none", "--task", "smooth")[2]
     assert "exists" in call(capfd, *words, "--run", run)[2]
     assert call(capfd, *words, "--run", run, "--resume")[0] == 0  # finished already: the same bits
-    again = load_tensors(run / "checkpoints" / "best.safetensors")[1]
-    assert all(torch.equal(again[name], value) for name, value in best.items())
+    resumed = load_tensors(run / "checkpoints" / "best.safetensors")[1]
+    assert all(torch.equal(resumed[name], value) for name, value in best.items())
     changed = call(capfd, *words, "--run", run, "--resume", "--set", "network.members=3")
     assert changed[0] == 2
     assert "network.members" in changed[2]

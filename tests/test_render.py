@@ -6,8 +6,10 @@ from gymnasium.utils.env_checker import check_env
 
 from ebmtraj.envs import render
 from ebmtraj.envs.hand_cube import HandCubeEnv
-from ebmtraj.envs.registry import HAND_CUBE_ID
+from ebmtraj.envs.pictures import make_picturer
+from ebmtraj.envs.registry import HAND_CUBE_ID, PARTICLE_ID, make_batch
 from ebmtraj.envs.render import Renderer, can_render
+from ebmtraj.envs.scenery import BACKGROUND, Overlay
 from ebmtraj.errors import EbmtrajError
 
 
@@ -43,7 +45,7 @@ def test_frames_show_the_turn_of_the_cube(renderer):
 def test_picture_has_background_hand_and_coloured_cube(renderer):
     pixels = renderer.frame(state()).reshape(-1, 3).astype(int)
     colourful = pixels.max(1) - pixels.min(1) > 80
-    background = (np.abs(pixels - np.array(render.BACKGROUND)) < 4).all(1)
+    background = (np.abs(pixels - np.array(BACKGROUND)) < 4).all(1)
     assert 0.02 < colourful.mean() < 0.3
     assert 0.2 < background.mean() < 0.8
     assert (~colourful & ~background).mean() > 0.15  # the hand
@@ -112,3 +114,50 @@ def test_backend_choice(monkeypatch):
     assert render.gl_backends() == ("egl", "glfw")
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     assert render.gl_backends() == ("osmesa",)
+
+
+def test_overlays_show_plan_turn_and_goal():
+    try:
+        picturer = make_picturer("hand-cube", {}, (160, 160))
+    except EbmtrajError as error:
+        pytest.skip(str(error))
+    with picturer:
+        plain = picturer.frame(state()).astype(int)
+        later = state(0.5)
+        later[3] = 1.2  # a finger bends
+        blue = picturer.frame(state(), Overlay(plan=[later, later])) - plain
+        assert (blue[..., 2] - blue[..., 0] > 40).mean() > 0.003
+        turn = [picturer.frame(state(), Overlay(axis=(0, 0, sign))).astype(int) for sign in (1.0, -1.0)]
+        for one in turn:
+            orange = (one[..., 0] > 120) & (one[..., 2] < 40) & (np.abs(one - plain).max(-1) > 60)
+            assert orange.mean() > 0.002
+        assert (np.abs(turn[0] - turn[1]).max(-1) > 60).any()  # the arrow says which way
+        goal = np.abs(picturer.frame(state(), Overlay(goal=(1.0, 0.0, 0.0, 0.0))) - plain).max(-1) > 60
+        assert goal[:60, 100:].mean() > 0.1
+        assert goal[60:].mean() < 0.01
+        np.testing.assert_array_equal(picturer.frame(state()), plain)
+
+
+def test_robots_are_drawn_from_their_joints(renderer):
+    with make_picturer("Reacher-v5", {}, (96, 96)) as picturer:
+        bent = make_batch("Reacher-v5").reset([np.random.default_rng(0)])[0]
+        straight = bent.copy()
+        straight[:2] = 0.0
+        assert (picturer.frame(bent) != picturer.frame(straight)).any()
+        assert (picturer.frame(bent, Overlay(plan=[straight])) != picturer.frame(bent)).any()
+    with pytest.raises(EbmtrajError, match="cannot be drawn"):
+        make_picturer("Reacher-v5", {}, (96, 96), state="observation")
+    with pytest.raises(EbmtrajError, match=r"MountainCar.*cannot be drawn"):
+        make_picturer("MountainCarContinuous-v0", {}, (96, 96))
+
+
+def test_the_particle_is_drawn_without_opengl():
+    with make_picturer(PARTICLE_ID, {"obstacles": [[0.25, 0.75, 0.1]]}, (100, 100), discs=[(0.75, 0.75, 0.1)]) as picturer:
+        frame = picturer.frame([0.5, 0.25, 0.9, 0.1], Overlay(plan=[[0.5, 0.5, 0.9, 0.1]], past=np.full((3, 4), 0.2)))
+    frame = frame.astype(int)
+    at = lambda x, y: frame[round(95 - 90 * y), round(5 + 90 * x)]  # noqa: E731
+    np.testing.assert_array_equal(at(0.25, 0.75), at(0.75, 0.75))  # obstacles of environment and task
+    assert at(0.25, 0.75).max() < 200
+    assert at(0.5, 0.25).max() < 60  # the particle
+    assert at(0.5, 0.4)[2] - at(0.5, 0.4)[0] > 100  # its plan
+    assert at(0.5, 0.8).min() > 240

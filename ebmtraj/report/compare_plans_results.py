@@ -51,6 +51,8 @@ def mean_and_se(values: NDArray[np.float64], strata: Sequence[str]) -> tuple[flo
     """Mean of the strata's means of values `(N,)`, and its standard error over the starts within them."""
     names = np.array(strata if len(strata) else [""] * len(values))
     parts = [values[names == name] for name in dict.fromkeys(names.tolist())]
+    if min(map(len, parts)) < 2:  # no spread to see within them
+        parts = [values]
     errors = [part.std(ddof=min(1, len(part) - 1)) / np.sqrt(len(part)) for part in parts]
     mean = float(np.mean([part.mean() for part in parts]))
     return mean, float(np.sqrt(np.sum(np.square(errors)))) / len(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Group
 from rich.table import Table
@@ -62,15 +62,16 @@ def rich_plans(results: Mapping[str, Any]) -> Group:
     return Group(*tables)
 
 
-def _cells(
-    results: Mapping[str, Any], only: str | None = None
-) -> tuple[list[str], list[list[tuple[str, str, list[tuple[str, str, bool]]]]]]:
-    """Header, and in two groups (privileged ones last) each controller's name, what it is, and (mean, ± se, best or not)."""
+Line: TypeAlias = tuple[str, str, list[tuple[str, str, bool]]]  # name, what it is, (mean, ± se, whether best) a column
+
+
+def _cells(results: Mapping[str, Any], only: str | None = None) -> tuple[list[str], list[list[Line]]]:
+    """Header and lines of all tasks, or of one; in two groups, privileged controllers last."""
     summary, told = results["summary"], results["protocol"]["rows"]
     tasks = list(summary) if only is None else [only]
     columns = [column for column in COLUMNS if column[0] in tasks]
     header = [f"{results['protocol']['episodes']} starts", *(column[2] for column in columns), "ms a step", "alone"]
-    groups: list[list[tuple[str, str, list[tuple[str, str, bool]]]]] = []
+    groups: list[list[Line]] = []
     for privileged in (False, True):
         names = [name for name in told if told[name]["privileged"] == privileged]
         best = {

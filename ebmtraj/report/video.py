@@ -80,7 +80,7 @@ def gif(
 def strip_page(pictures: Mapping[str, Pictures], seconds: Sequence[float]) -> Image.Image:
     """Lay out pictures {label: (F, height, width, 3)} as a grid with labels on the left and F times on top."""
     _, height, width, _ = next(iter(pictures.values())).shape
-    font, small = _font(width // 12, bold=True), _font(width // 12)
+    font, small = page_font(width // 12, bold=True), page_font(width // 12)
     gap, head = max(2, width // 40), int(1.9 * small.size)
     labels = {label: look(label, pictures).label.replace(" (", "\n(") for label in pictures}
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
@@ -102,7 +102,7 @@ def strip_page(pictures: Mapping[str, Pictures], seconds: Sequence[float]) -> Im
 def gif_pages(pictures: Mapping[str, Pictures], seconds: Sequence[float]) -> list[Image.Image]:
     """Lay out pictures {label: (F, height, width, 3)} side by side, a page a moment, with labels on top and the time."""
     count, height, width, _ = next(iter(pictures.values())).shape
-    font, small = _font(width // 14, bold=True), _font(width // 16)
+    font, small = page_font(width // 14, bold=True), page_font(width // 16)
     gap, head, foot = max(2, width // 50), int(1.9 * font.size), int(1.8 * small.size)
     pages = []
     for moment in range(count):
@@ -160,7 +160,7 @@ def _steps(frames: Sequence[int], length: int, path: Path) -> list[int]:
     return sorted({min(frame, length - 1) for frame in frames})
 
 
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def page_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as it ships with matplotlib, so that pictures look alike on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), max(size, 9))

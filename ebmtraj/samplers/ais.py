@@ -184,7 +184,7 @@ def ais(
                     leapfrog=config.leapfrog,
                     scale=base.std,
                 )
-                faults.see(proposal.energy.isnan() & proposal.reached, number)
+                faults.see(proposal.fault, number)
                 acceptance[number] += proposal.accept.mean() / config.transitions
             x, parts = state.x, state.parts
         faults.check(energy, "energy")

@@ -87,11 +87,20 @@ class State(NamedTuple):
 class Proposal(NamedTuple):
     """What happened in one step."""
 
-    accept: Tensor  # (B,) probability of the proposal
     error: Tensor  # (B,) Hamiltonian after less before
     is_accepted: Tensor  # (B,)
-    energy: Tensor  # (B,) of the proposal
-    reached: Tensor  # (B,) whether its place is finite
+    x: Tensor  # (B, *event) the place proposed
+    energy: Tensor  # (B,) there
+
+    @property
+    def accept(self) -> Tensor:
+        """Probability of the proposal, `(B,)`."""
+        return torch.exp(-self.error.clamp_min(0)).nan_to_num(0.0)
+
+    @property
+    def fault(self) -> Tensor:
+        """Whether the energy of a finite place is not a number, `(B,)`."""
+        return self.energy.isnan() & rows(self.x).sum(1).isfinite()
 
 
 Target = Callable[[Tensor], State]
@@ -102,7 +111,7 @@ def hamiltonian_step(
     state: State,
     momentum: Tensor,
     log_uniform: Tensor,
-    size: Tensor | float,
+    size: Tensor,
     *,
     leapfrog: int = 1,
     beta: Tensor | float = 1.0,
@@ -111,34 +120,42 @@ def hamiltonian_step(
 ) -> tuple[State, Proposal]:
     """One Metropolis step along `leapfrog` steps of Hamiltonian dynamics; all its noise is passed in.
 
-    `momentum` (B, *event) is standard normal, `log_uniform` (B,) the log of a uniform number, `size` the leapfrog step and
-    `beta` the inverse temperature, each a number or `(B, 1, ...)`. With one leapfrog step this is MALA whose step is
-    size^2 / beta (Neal 2011, section 5.2). A proposal out of reach or outside the `support`, `(B, *event) -> (B,)`, is
+    `momentum` (B, *event) is standard normal, `log_uniform` (B,) the log of a uniform number, `size` the leapfrog step, `()`
+    or `(B, 1, ...)`, and `beta` the inverse temperature, a number or `(B, 1, ...)`. With one leapfrog step this is MALA with
+    step size^2 / beta (Neal 2011, section 5.2). A proposal out of reach or outside the `support`, `(B, *event) -> (B,)`, is
     rejected.
     """
-    drift, kick = size * scale, size * beta * scale
-    p = momentum - 0.5 * kick * state.gradient
+    drift = size * scale
+    kick = drift * beta
+    p = torch.addcmul(momentum, kick, state.gradient, value=-0.5)
     new = state
     for step in range(leapfrog):
         if step > 0:
-            p = p - kick * new.gradient
-        new = target(new.x + drift * p)
-    p = p - 0.5 * kick * new.gradient
-    rise = beta.flatten() if isinstance(beta, Tensor) else beta
-    error = rise * (new.energy - state.energy) + 0.5 * rows(p.square() - momentum.square()).sum(1)
+            p = torch.addcmul(p, kick, new.gradient, value=-1)
+        new = target(torch.addcmul(new.x, drift, p))
+    p = torch.addcmul(p, kick, new.gradient, value=-0.5)
+    rise = new.energy - state.energy
+    if isinstance(beta, Tensor) or beta != 1:
+        rise = rise * (beta.flatten() if isinstance(beta, Tensor) else beta)
+    error = torch.add(rise, _square(p) - _square(momentum), alpha=0.5)
     if support is not None:
         error = torch.where(support(new.x), error, math.inf)
-    is_accepted = log_uniform < -error  # not so where the error is not a number
-    accept = torch.exp(-error.clamp_min(0)).nan_to_num(0.0)
-    reached = rows(new.x).sum(1).isfinite()
-    return select(is_accepted, new, state), Proposal(accept, error, is_accepted, new.energy, reached)
+    is_accepted = log_uniform + error < 0  # not so where the error is not a number
+    return select(is_accepted, new, state), Proposal(error, is_accepted, new.x, new.energy)
+
+
+def _square(p: Tensor) -> Tensor:
+    p = rows(p)
+    return torch.linalg.vecdot(p, p)
 
 
 def select(chosen: Tensor, a: State, b: State) -> State:
     """The state `a` where `chosen` `(B,)`, else `b`."""
 
+    whole = chosen.view(-1, *[1] * (a.x.dim() - 1)).expand_as(a.x).contiguous()  # once, as a broadcast one is slower to read
+
     def pick(one: Tensor, other: Tensor) -> Tensor:
-        return torch.where(chosen.view(-1, *[1] * (one.dim() - 1)), one, other)
+        return torch.where(whole if one.dim() == whole.dim() else chosen, one, other)
 
     parts = tuple(pick(*pair) for pair in zip(a.parts, b.parts, strict=True))
     return State(pick(a.x, b.x), pick(a.energy, b.energy), pick(a.gradient, b.gradient), parts)
@@ -247,14 +264,41 @@ def metropolis(
 ) -> tuple[Tensor, Info]:
     """The chain that `mala` and `hmc` share: warm up, then `steps` Metropolis steps of one size."""
     check_chain(x, mask, generator)
+    before = generator.get_state()
+
+    def run(faults: FirstFault | None) -> tuple[Tensor, Info] | None:
+        return _metropolis(energy, x, config, leapfrog, jitter, size, context, project, mask, generator, faults)
+
+    out = run(None)
+    if out is None:
+        generator.set_state(before)
+        out = run(FirstFault(x, config.warmup))
+        assert out is not None
+    return out
+
+
+def _metropolis(
+    energy: Energy,
+    x: Tensor,
+    config: MALAConfig | HMCConfig,
+    leapfrog: int,
+    jitter: float,
+    size: float,
+    context: Any,
+    project: Callable[[Tensor], Tensor] | None,
+    mask: Tensor | None,
+    generator: torch.Generator,
+    faults: FirstFault | None,
+) -> tuple[Tensor, Info] | None:
+    """The chain itself; None where an energy was not a number and there are no `faults` to note where."""
     start, scale, beta = x.detach(), check_scale(x, config.scale), 1 / config.temperature
-    noise, faults = Noise(start, mask, generator), FirstFault(start, config.warmup)
+    noise = Noise(start, mask, generator)
     with frozen(energy), torch.no_grad():
         target = target_of(energy, context, mask, config.backend)
         state = begin(energy, target, start, project, mask)
         adapted = StepSize(size, config.target, start)
-        history = History(config.record, config.keep)
-        accepted = torch.zeros_like(state.energy)
+        history = History(config.record, config.keep, config.steps, start)
+        accepted, worst = torch.zeros_like(state.energy), state.energy
         for k in range(-config.warmup, config.steps):
             before = state
             state, proposal = hamiltonian_step(
@@ -268,13 +312,19 @@ def metropolis(
                 scale=scale,
                 support=within(project),
             )
-            faults.see(proposal.energy.isnan() & proposal.reached, k)
+            if faults is None:
+                worst = torch.maximum(worst, proposal.energy)  # to which not-a-number sticks
+            else:
+                faults.see(proposal.fault, k)
             if k < 0:
                 adapted.update(proposal.accept.mean())
             else:
                 accepted += proposal.is_accepted
                 history.add(k, before, state, proposal)
-        faults.check(energy, "energy")
+        if faults is not None:
+            faults.check(energy, "energy")
+        elif bool(worst.isnan().any()):  # once a chain; so run it again with the same noise and look at every step
+            return None
     return state.x, history.info(state, accepted / max(config.steps, 1), adapted.settled if config.warmup else None)
 
 
@@ -309,12 +359,12 @@ def within(project: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Ten
 class History:
     """What is kept of a chain's steps, if anything."""
 
-    def __init__(self, record: bool, keep: int) -> None:
+    def __init__(self, record: bool, keep: int, steps: int, x: Tensor) -> None:
         self.record, self.keep = record, keep
+        self.states = x.new_empty((steps // keep, *x.shape)) if keep else None
         self.energies: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.errors: list[Tensor] = []
-        self.states: list[Tensor] = []
 
     def add(self, k: int, before: State, after: State, proposal: Proposal) -> None:
         """Take in step k, counted from 0."""
@@ -322,13 +372,13 @@ class History:
             self.energies.append(before.energy)
             self.norms.append(rows(before.gradient).norm(dim=1))
             self.errors.append(proposal.error)
-        if self.keep and (k + 1) % self.keep == 0:
-            self.states.append(after.x)
+        if self.states is not None and (k + 1) % self.keep == 0:
+            self.states[(k + 1) // self.keep - 1] = after.x
 
     def info(self, last: State, acceptance: Tensor, step_size: Tensor | None) -> Info:
         """The chain's `Info`."""
-        energies, norms, errors, states = (
-            torch.stack(values) if values else None for values in (self.energies, self.norms, self.errors, self.states)
+        energies, norms, errors = (
+            torch.stack(values) if values else None for values in (self.energies, self.norms, self.errors)
         )
         return Info(
             energy=last.energy if self.record else None,
@@ -336,6 +386,6 @@ class History:
             gradient_norm=norms,
             acceptance=acceptance,
             energy_error=errors,
-            states=states,
+            states=self.states,
             step_size=step_size,
         )

@@ -81,7 +81,7 @@ def tempering(
         target = target_of(energy, repeated(context, many, size), held, config.backend)
         noise, faults = Noise(state.x, held, generator), FirstFault(state.x, config.warmup)
         adapted = StepSize(config.step_size, config.target, x, (many,))
-        history = History(config.record, config.keep)
+        history = History(config.record, config.keep, config.steps, x)
         accepted, swapped = torch.zeros_like(state.energy), torch.zeros_like(temperatures[1:])
         for k in range(-config.warmup, config.steps):
             step = (adapted.exploring if k < 0 else adapted.settled) * temperatures.sqrt()
@@ -97,7 +97,7 @@ def tempering(
                 scale=scale,
                 support=within(project),
             )
-            faults.see(proposal.energy.isnan() & proposal.reached, k)
+            faults.see(proposal.fault, k)
             state, swaps = swap(state, temperatures, noise.log_uniform(state.energy), k % 2)
             if k < 0:
                 adapted.update(proposal.accept.view(many, size).mean(1))

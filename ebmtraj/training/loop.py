@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,16 @@ from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.runs import MetricsWriter, Run
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 from ebmtraj.training.guard import Guard, GuardConfig
-
-Loss = Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+from ebmtraj.training.spread import (
+    Loss,
+    Precision,
+    any_of,
+    backward,
+    from_main,
+    is_main,
+    shared_loss,
+    wait,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,9 @@ class TrainingConfig:
     steps: int = 30_000  # optimiser steps, all stages together
     seconds: float | None = None  # instead of steps: time a few, then take as many as fit (written to the run as steps)
     episodes: int = 0  # of the training split, its first ones, for curves over the amount of data; 0: all
-    batch: int = 512
+    batch: int = 512  # of all processes together
+    accumulate: int = 1  # parts that a process works its share of a batch through in, which saves memory
+    precision: Precision = "fp32"  # bf16: losses under bfloat16 autocast; validation and weights stay fp32
     learning_rate: float = 1e-3
     warmup: int = 200  # steps of linear warm-up
     constant: float = 0.4  # share of the steps before the cosine decay begins
@@ -46,12 +56,18 @@ class TrainingConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "learning_rate", "check_every", "log_every", "validation", "clip"):
+        for name in ("steps", "batch", "learning_rate", "check_every", "log_every", "validation", "clip", "accumulate"):
             if getattr(self, name) <= 0:
                 raise EbmtrajError(f"training.{name} = {getattr(self, name)} must be above 0")
         if self.threads < 0 or not 0 <= self.seed < 2**63:
             raise EbmtrajError(
                 f"training: threads = {self.threads}, seed = {self.seed}; it needs threads >= 0 and seed < 2^63"
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise EbmtrajError(f"training.precision = {self.precision!r}; use fp32 or bf16")
+        if self.batch % self.accumulate:
+            raise EbmtrajError(
+                f"training: batch = {self.batch} is no multiple of accumulate = {self.accumulate}; change one of them"
             )
         if self.episodes < 0:
             raise EbmtrajError(f"training.episodes = {self.episodes} must be 0 (all of the split's) or above")
@@ -78,6 +94,8 @@ class Stage:
 
 class Trainable(nn.Module, abc.ABC):
     """What the loop needs of a model: its weights, its stages, and what its checkpoint must say."""
+
+    spreads: ClassVar[bool] = True  # whether several processes may train it together
 
     @abc.abstractmethod
     def stages(self) -> list[Stage]:
@@ -111,6 +129,7 @@ class _State:
     """Everything that changes while training, and so everything that a resume restores."""
 
     stage: int
+    loss: nn.Module  # of this stage
     step: int  # steps done in this stage
     total: int  # steps done in all
     optimiser: torch.optim.Adam
@@ -145,8 +164,9 @@ def train(
 ) -> Result:
     """Train all stages of a model and leave its best averaged weights in it and in the run's checkpoints.
 
-    Resumed from its last state on the same CPU, a killed run ends in the same bits as one that was not. Raises
-    `EbmtrajError` where training keeps diverging after the guard's retries.
+    Resumed from its last state on the same CPU, a killed run ends in the same bits as one that was not. Of processes that
+    train together, each calls this; the main one writes. Raises `EbmtrajError` where training keeps diverging after the
+    guard's retries.
     """
     device = data.device
     shares = model.stages()
@@ -157,10 +177,10 @@ def train(
 
     if resume and resume_path.exists():
         state, kept = _load(resume_path, model, shares, config, guard, device)
-        metrics = MetricsWriter(run.metrics, keep=kept)
+        metrics = MetricsWriter(run.metrics if is_main() else None, keep=kept)
     else:
         state = _begin(model, shares[0], 0, config, device)
-        metrics = MetricsWriter(run.metrics)
+        metrics = MetricsWriter(run.metrics if is_main() else None)
     data.seek(state.total * config.batch)
     good = _save(resume_path, model, state, guard, metrics)
     clock = time.perf_counter() - state.seconds
@@ -175,9 +195,9 @@ def train(
                 fault = str(error)
             last = state.step == steps
             if fault is not None or last or state.step % config.log_every == 0 or state.step % config.check_every == 0:
-                fault = fault or guard.look()
+                fault = any_of(fault or guard.look(), device)
                 if fault is None and (last or state.step % config.check_every == 0):
-                    validation = _validate(state.averaged, state.stage, checks)
+                    validation = from_main(_validate(state.averaged, state.stage, checks), device)
                     fault = None if math.isfinite(validation) else "the validation loss is not finite"
                 if fault is not None:
                     state = _roll_back(fault, good, model, shares, config, guard, metrics, stage.name, state.total, device)
@@ -204,7 +224,9 @@ def train(
     header = model.header()
     seconds = time.perf_counter() - clock
     facts = {"steps": state.total, "validation": state.best_loss, "seconds": round(seconds, 3)}
-    save_tensors(run.checkpoints / "best.safetensors", model.state_dict(), {**header, **facts})
+    if is_main():
+        save_tensors(run.checkpoints / "best.safetensors", model.state_dict(), {**header, **facts})
+    wait()
     return Result(state.total, seconds, state.best_loss, guard.tries)
 
 
@@ -250,9 +272,9 @@ def _step(
     rate = config.learning_rate * state.rate * _schedule(state.step / steps, state.step, config)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
-    loss, logs = stage.loss(data.sample(config.batch, state.noise), state.noise)
+    batch = data.sample(config.batch, state.noise)
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss, logs = backward(state.loss, batch, config.accumulate, state.noise)
     norm = nn.utils.clip_grad_norm_(stage.module.parameters(), config.clip)
     state.optimiser.step()
     _average(state.averaged, model, min(config.ema, (1 + state.step) / (10 + state.step)))
@@ -297,6 +319,7 @@ def _begin(model: Trainable, stage: Stage, number: int, config: TrainingConfig, 
     model.train()
     return _State(
         stage=number,
+        loss=shared_loss(stage.module, stage.loss, config.precision, device),
         step=0,
         total=0,
         optimiser=_optimiser(stage, config),
@@ -374,6 +397,9 @@ def _roll_back(
 
 def _save(path: Path, model: Trainable, state: _State, guard: Guard, metrics: MetricsWriter) -> Path:
     """Write the whole state in one file; it is also what the guard rolls back to."""
+    if not is_main():
+        wait()
+        return path
     extra, numbers = model.extra_state()
     optimiser = state.optimiser.state_dict()
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -395,6 +421,7 @@ def _save(path: Path, model: Trainable, state: _State, guard: Guard, metrics: Me
         "extra": numbers,
     }
     save_tensors(path, tensors, header)
+    wait()
     return path
 
 

@@ -19,7 +19,7 @@ from ebmtraj.fields import Field, fields_to_json, slices, total_size
 from ebmtraj.nets.mixture import Mixture, MixtureMLP, choose, pick
 from ebmtraj.training.loop import Stage, Trainable
 from ebmtraj.training.losses import mixture_nll
-from ebmtraj.trajectories.history import present, present_size
+from ebmtraj.trajectories.history import forgotten, present, present_size
 from ebmtraj.trajectories.model import check_likelihood, check_network
 
 LABELS = {"none": 0, "axis": 7, "goal": 4}  # what a policy is told beside the present: how many numbers
@@ -33,10 +33,11 @@ class CloneConfig:
 
     width: int = 256
     depth: int = 2
-    components: int = 4  # 1: a Gaussian
+    components: int = 1  # a Gaussian; more: a mixture of so many
     controls: int = 1  # actions before the present that are seen
-    actions: int = 1  # the next ones that are predicted together
-    horizons: tuple[int, ...] = (4, 8, 16, 32)  # steps ahead of which hindsight knows; a goal is any, an axis the last one's
+    actions: int = 8  # the next ones, predicted together: a policy of single ones copies its last
+    blind: float = 0.5  # share of the training examples whose past is hidden: a policy that copies it heeds no label
+    horizons: tuple[int, ...] = (16,)  # steps ahead of which hindsight knows; a goal is any, an axis the last one's
     low: float = -4.0  # bounds of the log standard deviations
     high: float = 1.0
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
@@ -49,6 +50,8 @@ class CloneConfig:
                 f"network: components = {self.components}, controls = {self.controls}, actions = {self.actions}, "
                 f"spread = {self.spread}; it needs the first three >= 1 and spread >= 0"
             )
+        if not 0 <= self.blind <= 1:
+            raise EbmtrajError(f"network.blind = {self.blind}; give a share from 0 to 1")
         if not self.horizons or min(self.horizons) < 1 or list(self.horizons) != sorted(set(self.horizons)):
             raise EbmtrajError(f"network.horizons = {list(self.horizons)}; give rising numbers of steps, from 1 on")
 
@@ -136,7 +139,8 @@ class CloneModel(Trainable):
         assert batch.past is not None
         with torch.no_grad():
             z = ((batch.actions - self.normaliser.action_mean) / self.normaliser.action_scale).flatten(1)
-            seen = self._seen(batch.state, batch.past, self._hindsight(batch, generator))
+            past = forgotten(batch.past, self.config.blind, generator)
+            seen = self._seen(batch.state, past, self._hindsight(batch, generator))
         mixture = self.net(seen)
         loss = mixture_nll(z, mixture.log_weight, mixture.mean, mixture.log_std).mean()
         return loss, {"validation": loss.detach()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from ebmtraj.envs.batch import BatchEnv
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.trajectories.control import Controller
 from ebmtraj.trajectories.costs import TaskCost
+from ebmtraj.trajectories.terms.term import Path
 
 Holds = Callable[[Tensor], Tensor]  # states (B, S) -> which episodes repeat their last action (B,)
 
@@ -43,7 +44,7 @@ class Execution:
     over: Tensor
     costs: list[float]  # the mean expected cost of the plans in use at each step; none of a controller that does not plan
     control_seconds: float  # that the controller took
-    planned: list[Tensor]  # T of (K, H, S): where the plan in use of the first K episodes was expected to lead
+    planned: list[Path]  # T of them: where the plans in use of the watched episodes were expected to lead
 
     @property
     def dropped(self) -> Tensor:
@@ -60,14 +61,14 @@ def execute(
     *,
     start: Tensor | None = None,
     holds: Holds | None = None,
-    watched: int = 0,
+    watched: Sequence[int] = (),
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Execution:
     """Ask the controller, do what it says, look, and ask again, for all episodes at once.
 
     Without `start` states `(B, S)`, at rest, episode i starts as episode i of `evaluate_policy` with the same seed. Where
-    `holds` says so, an episode repeats its last action for now. The plans of the first `watched` episodes are kept. Raises
+    `holds` says so, an episode repeats its last action for now. The plans of the `watched` episodes are kept. Raises
     `EbmtrajError` where the environment is not the one that the controller was made for.
     """
     noise = torch.Generator(device=device).manual_seed(config.seed)
@@ -79,7 +80,7 @@ def execute(
     over = torch.zeros(config.episodes, dtype=torch.bool, device=device)
     states, ended = [state], [over]
     taken: list[Tensor] = []
-    planned: list[Tensor] = []
+    planned: list[Path] = []
     costs: list[float] = []
     began = time.perf_counter()
     controller.begin(env, state, task, noise)
@@ -100,7 +101,9 @@ def execute(
         if decision.cost is not None:
             costs.append(float(decision.cost.mean()))
         if watched and decision.path is not None:
-            planned.append(decision.path.states[:watched].cpu())
+            rows = list(watched)
+            start, path = decision.path.start[rows], decision.path.states[rows]
+            planned.append(Path(start.cpu(), path.cpu(), decision.path.times.cpu()))
         on_step(t + 1)
         if terminated.all():
             break

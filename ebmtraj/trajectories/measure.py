@@ -92,6 +92,25 @@ def measures(
     }
 
 
+def kept(execution: Execution, task: TaskCost) -> dict[str, Any]:
+    """Of each constraint of the task, the share of steps (of all episodes, until a drop) after which it holds.
+
+    `kept_se` is the standard error over episodes, `kept_means` what counts as kept. Empty without constraints.
+    """
+    alive = ~execution.over[:, 1:].cpu()
+    result: dict[str, Any] = {"kept": {}, "kept_se": {}, "kept_means": {}}
+    for label, part in zip(task.labels(), task.parts, strict=True):
+        if (holds := part.holds(execution.states[:, 1:])) is not None:
+            steps = alive.sum(1).double()
+            good = (holds.cpu() & alive).sum(1).double()
+            share = good.sum() / steps.sum()
+            # of a ratio of sums, as episodes that drop count for less
+            off = (good - share * steps).square().sum().sqrt() / steps.sum()
+            result["kept"][label], result["kept_se"][label] = float(share), float(off)
+            result["kept_means"][label] = part.meaning()
+    return result if result["kept"] else {}
+
+
 @dataclass(frozen=True)
 class Goals:
     """Starts `(B, S)` of held-out episodes, and orientations `(B, 4)` that the cube came to later in the same episode."""

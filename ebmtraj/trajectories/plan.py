@@ -82,7 +82,8 @@ def plan(
             x = denoised + sigmas[k + 1] / s * (x - denoised)
     actions, path, cost = _judged(model, situation, task, x)
     best = cost.view(count, many).argmin(1) + many * torch.arange(count, device=state.device)
-    chosen = Path(state, path.states[best], path.times, actions[best])
+    turned = None if path.turned is None else path.turned[best]
+    chosen = Path(state, path.states[best], path.times, actions[best], turned)
     return Plan(actions[best], chosen, cost[best])
 
 
@@ -97,4 +98,27 @@ def _slope(model: WindowModel, situation: Situation, task: TaskCost, r: Tensor) 
     """Gradient of the expected cost in the residual, `(B, W * A)`."""
     with torch.enable_grad():
         r = r.detach().requires_grad_(True)
-        return torch.autograd.grad(_judged(model, situation, task, r)[2].sum(), r)[0]
+        cost = _judged(model, situation, task, r)[2]
+        if not cost.requires_grad:
+            raise EbmtrajError(
+                f"task {task.text!r}: its cost has no gradient in the planned states, so it can guide nothing; compute "
+                "it with torch alone, or choose among candidates by it: --set guidance=0"
+            )
+        slope = torch.autograd.grad(cost.sum(), r)[0]
+    if not slope.isfinite().all():
+        _refuse_slope(model, situation, task, r)
+    return slope
+
+
+def _refuse_slope(model: WindowModel, situation: Situation, task: TaskCost, r: Tensor) -> None:
+    """Raise the one line that names the term whose gradient is not finite."""
+    for label, part in zip(task.labels(), task.parts, strict=True):
+        with torch.enable_grad():
+            path = _judged(model, situation, task, r)[1]
+            cost = part(path)
+            if cost.requires_grad and not torch.autograd.grad(cost.sum(), r)[0].isfinite().all():
+                raise EbmtrajError(
+                    f"task term {label}: its gradient is NaN or infinite where its value is not, as a square root does at "
+                    "0; mend that term or leave it out"
+                )
+    raise EbmtrajError(f"task {task.text!r}: its gradient is not finite; lower its weights")

@@ -20,6 +20,7 @@ from ebmtraj.fields import Field, fields_from_json
 from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
 from ebmtraj.training.checkpoint import load_tensors
 from ebmtraj.training.loop import Progress, Result, TrainingConfig, step_time, steps_within, train
+from ebmtraj.training.spread import check_parts, from_main, is_main, joined, processes, wait
 
 CHECKPOINT = Path("checkpoints") / "best.safetensors"
 
@@ -63,9 +64,22 @@ def train_run(
     """Train a model on a store into a run directory; returns what it came to and the recipe as it was run.
 
     With `resume`, an unfinished run goes on under its own recipe, to the same bits on CPU; a run that is not there yet is
-    begun. Raises `EbmtrajError` where the store or run is not fit, or training diverges for good.
+    begun. Under `torchrun` its processes train together, on a joint batch of `training.batch`. Raises `EbmtrajError` where
+    the store or run is not fit, or training diverges for good.
     """
-    where = choose_device(device)
+    with joined(choose_device(device)) as where:
+        return _train_run(kind, recipe, path, where, resume, overwrite, on_progress)
+
+
+def _train_run(
+    kind: Kind,
+    recipe: Recipe,
+    path: Path,
+    where: torch.device,
+    resume: bool,
+    overwrite: bool,
+    on_progress: Callable[[Progress], None],
+) -> tuple[Result, Recipe]:
     use_threads(recipe.training.threads)
     store = Store.open(recipe.data)
     check_complete(store)
@@ -78,6 +92,7 @@ def train_run(
     else:
         recipe = kind.settle(recipe, store, where)
     model = kind.fresh(recipe, store).to(where)
+    check_parts(recipe.training.batch, recipe.training.accumulate, model.spreads)
     with (
         closing(kind.data(store, "train", recipe, model, where)) as data,
         closing(kind.data(store, "validation", recipe, model, where)) as held_out,
@@ -85,12 +100,16 @@ def train_run(
         model.prepare(data)
         if not going_on:
             if recipe.training.seconds is not None:
-                steps = steps_within(recipe.training.seconds, step_time(model, data, recipe.training))
+                timed = steps_within(recipe.training.seconds, step_time(model, data, recipe.training))
+                steps = int(from_main(timed, where))
                 training = dataclasses.replace(recipe.training, steps=steps, seconds=None)
                 recipe = dataclasses.replace(recipe, training=training)
-            run = Run.create(path, overwrite=overwrite)
-            write_json(run.path / "versions.json", {**versions(), **machine(), **describe(where)})
-            write_atomic(run.config, recipes.to_toml(recipe))
+            run = Run(path)
+            if is_main():
+                Run.create(path, overwrite=overwrite)
+                write_json(path / "versions.json", {**versions(), **machine(), **describe(where), "processes": processes()})
+                write_atomic(run.config, recipes.to_toml(recipe))
+            wait()
         result = train(model, data, held_out, recipe.training, run, resume=going_on, on_progress=on_progress)
     return result, recipe
 
@@ -137,9 +156,7 @@ def read_trained(run: Path, command: str) -> Trained:
 
     Raises `EbmtrajError` where there is no such run, it is not finished, or damaged. Its kind is the caller's to check.
     """
-    if not run.exists():
-        raise EbmtrajError(f"run {run} does not exist; train one: ebmtraj train {command} --data STORE --run {run}")
-    Run.open(run)
+    Run.open(run, f"train {command}")
     path = run / CHECKPOINT
     if not path.exists():
         raise EbmtrajError(f"run {run} is not finished; go on with: ebmtraj train {command} --run {run} --resume ...")

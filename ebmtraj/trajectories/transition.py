@@ -100,6 +100,7 @@ class PairModel(TransitionModel):
     """Objective `cd`: the paper's energy and algorithm."""
 
     name = "cd"
+    spreads = False  # the replay buffer is a process's own
     Config = PairConfig
     config: PairConfig
 

@@ -101,6 +101,7 @@ class WindowModel(TiltedLosses, Trainable):
     outcome_scale: Tensor
     action_low: Tensor
     action_high: Tensor
+    times: Tensor  # of the horizons
 
     def __init__(
         self,
@@ -131,6 +132,7 @@ class WindowModel(TiltedLosses, Trainable):
             ("action_high", torch.tensor(high)),
         ):
             self.register_buffer(name, value)
+        self.register_buffer("times", torch.tensor(config.horizons, dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
     def prepare(self, data: Windows, most: int = 65536) -> None:
@@ -186,8 +188,9 @@ class WindowModel(TiltedLosses, Trainable):
         scaled = self.outcome(self.normalised(actions), situation.outcome).mean(0)
         increments = (scaled * self.outcome_scale + self.outcome_mean).unflatten(-1, (len(self.config.horizons), -1))
         start = situation.state.unsqueeze(1).expand(-1, len(self.config.horizons), -1)
-        times = torch.tensor(self.config.horizons, dtype=actions.dtype, device=actions.device)
-        return Path(situation.state, self.normaliser.increments.apply(start, increments), times, actions)
+        turn = self.normaliser.increments.turn()
+        turned = None if turn is None else increments[..., turn]
+        return Path(situation.state, self.normaliser.increments.apply(start, increments), self.times, actions, turned)
 
     def _outcomes(self, batch: Window) -> Tensor:
         start = batch.state.unsqueeze(1).expand_as(batch.ahead)

@@ -24,6 +24,7 @@ class CloneControlConfig:
     pick_by: Literal["weight", "density", "mean", "sample"] = "weight"  # which action of the mixture is taken
     turn: float = 0.8  # rad that it is told to turn at most; a goal along an axis is so far away
     every: int = 1  # steps of what it predicts together that are carried out
+    past: bool = True  # whether it sees the move and actions before the present
 
     def __post_init__(self) -> None:
         if self.turn <= 0 or self.every < 1:
@@ -47,7 +48,7 @@ class Cloned:
 
     def __call__(self, state: Tensor, previous: Tensor | None) -> Decision:
         """The next of the actions predicted last, which are made anew every `config.every` steps."""
-        if previous is not None:
+        if previous is not None and self.config.past:
             self._past = self._past.push(self._state, previous)
         self._state = state
         if self._actions is None or self._done == min(self.config.every, self.model.config.actions):

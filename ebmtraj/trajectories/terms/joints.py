@@ -12,6 +12,8 @@ from ebmtraj.trajectories.terms.term import Joints, Path, Term, rows_of
 
 FINGERS = {"index": "FF", "first": "FF", "middle": "MF", "ring": "RF", "little": "LF", "thumb": "TH", "wrist": "WR"}
 
+RANGE_SLACK = 0.05  # rad: MuJoCo's own joint limits are soft
+
 
 @dataclass(frozen=True, eq=False)
 class JointPose(Term):
@@ -51,6 +53,13 @@ class JointPose(Term):
         error = (self.find_joints(self.joints).of(path.states) - goal).square().sum(-1)
         return error[:, -1] if self.when == "end" else (error * path.times / path.times.sum()).sum(1)
 
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Root mean square of what joints are off, in radians."""
+        if isinstance(self.goal, tuple) and not self.goal:
+            return None
+        error = self.find_joints(self.joints).of(states) - rows_of(self.goal, states)
+        return "{:.2f} rad off", error.square().mean(-1).sqrt()
+
 
 @dataclass(frozen=True, eq=False)
 class KeepRange(Term):
@@ -84,23 +93,38 @@ class KeepRange(Term):
         excess = (low - angles).clamp_min(0) + (angles - high).clamp_min(0)
         return excess.square().sum(-1).mean(1)
 
+    def holds(self, states: Tensor) -> Tensor | None:
+        """Whether all joints are in the range, without its margin, up to 0.05 rad."""
+        joints = self.find_joints(self.joints)
+        angles, (low, high) = joints.of(states), self._range(joints, states)
+        slack = self.margin + RANGE_SLACK
+        return ((angles >= low - slack) & (angles <= high + slack)).all(-1)
+
+    def meaning(self) -> str:
+        """In words."""
+        return f"no joint more than {RANGE_SLACK:g} rad outside the range"
+
 
 @dataclass(frozen=True, eq=False)
 class KeepStraight(Term):
     """Keep a finger's joints near 0: mean over t of their squared angles (rad^2) beyond `tolerance`, summed over them.
 
-    `finger` is index, middle, ring, little, thumb or wrist, or what the names of its joints begin with.
+    `finger` is index, middle, ring, little, thumb or wrist, or what the names of its joints begin with. A finger counts as
+    straight where none of its joints is bent by more than `within` (rad); the cost begins earlier, as plans are not exact.
     """
 
     name: ClassVar[str] = "keep-straight"
     finger: str = ""
-    tolerance: float = 0.0
+    tolerance: float = 0.3
+    within: float = 0.6
 
     def _bind(self) -> None:
         if not self.finger:
             self.refuse("which finger? give finger=ring (or index, middle, little, thumb)")
-        if self.tolerance < 0:
-            self.refuse(f"tolerance = {self.tolerance:g}; give an angle of 0 rad or more")
+        if self.tolerance < 0 or self.within <= 0:
+            self.refuse(
+                f"tolerance = {self.tolerance:g}, within = {self.within:g}; give angles of 0 rad or more, and above 0"
+            )
         self.joints()
 
     def joints(self) -> Joints:
@@ -115,3 +139,15 @@ class KeepStraight(Term):
     def _value(self, path: Path) -> Tensor:
         bent = (self.joints().of(path.states).abs() - self.tolerance).clamp_min(0)
         return bent.square().sum(-1).mean(1)
+
+    def holds(self, states: Tensor) -> Tensor | None:
+        """Whether no joint of the finger is bent by more than `within`."""
+        return self.joints().of(states).abs().amax(-1) <= self.within
+
+    def meaning(self) -> str:
+        """In words."""
+        return f"no joint of the finger bent by more than {self.within:g} rad"
+
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Radians by which the joint that is bent most is bent."""
+        return "bent {:.2f} rad", self.joints().of(states).abs().amax(-1)

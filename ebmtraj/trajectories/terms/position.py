@@ -33,6 +33,14 @@ class KeepHeight(Term):
         height = path.states[..., self.find_entry(self.entry)]
         return ((self.low - height).clamp_min(0) / self.scale).square().mean(1)
 
+    def holds(self, states: Tensor) -> Tensor | None:
+        """Whether the body is no lower than `low`."""
+        return states[..., self.find_entry(self.entry)] >= self.low
+
+    def meaning(self) -> str:
+        """In words."""
+        return f"{self.entry} at least {self.low:g} m"
+
 
 @dataclass(frozen=True, eq=False)
 class Obstacle(Term):
@@ -60,6 +68,14 @@ class Obstacle(Term):
         reach = self.radius + self.margin
         distance = (Point.find(self).of(path.states) - rows_of(self.centre, path.states)).norm(dim=-1)  # (B, H)
         return ((reach - distance).clamp_min(0) / reach).square().mean(1)
+
+    def holds(self, states: Tensor) -> Tensor | None:
+        """Whether the position is outside, the margin left out."""
+        return (Point.find(self).of(states) - rows_of(self.centre, states)).norm(dim=-1) >= self.radius
+
+    def meaning(self) -> str:
+        """In words."""
+        return f"at least {self.radius:g} m from the centre"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +121,10 @@ class Reach(Term):
         """The goals of paths from starts `(B, S)`, `(B or 1, 1, D)`."""
         given = not isinstance(self.goal, tuple) or bool(self.goal)
         return rows_of(self.goal if given else start[:, _target_places(self)], start)
+
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Centimetres left to the goal."""
+        return "{:.1f} cm left", 100 * (Point.find(self, self.links).of(states) - self.goals(states[:, 0])).norm(dim=-1)
 
 
 @dataclass(frozen=True)

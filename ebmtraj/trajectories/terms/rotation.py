@@ -47,6 +47,16 @@ class Rotate(Term):
         along = (turned * axis / axis.norm(dim=-1, keepdim=True)).sum(-1)
         return -(along * turning_weights(path.times)).sum(1)
 
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Radians turned along the axis so far."""
+        if isinstance(self.axis, str) and self.axis == "all":
+            return None
+        axis = rows_of(AXES[self.axis] if isinstance(self.axis, str) else self.axis, states)
+        q = _unit(states[..., self.find_field("quaternion")[1]])
+        steps = quaternion_log(quaternion_multiply(q[:, 1:], quaternion_conjugate(q[:, :-1])))
+        along = (steps * axis / axis.norm(dim=-1, keepdim=True)).sum(-1)
+        return "turned {:.2f} rad", torch.nn.functional.pad(along.cumsum(1), (1, 0))
+
 
 @dataclass(frozen=True, eq=False)
 class Reorient(Term):
@@ -81,9 +91,20 @@ class Reorient(Term):
         missed = rotation_vectors(path, place) - wanted
         return (missed.square().sum(-1) * turning_weights(path.times)).sum(1)
 
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """Radians left to the goal."""
+        if isinstance(self.goal, tuple) and not self.goal:
+            return None
+        q, goal = _unit(states[..., self.find_field("quaternion")[1]]), rows_of(self.goal, states)
+        return "{:.2f} rad left", quaternion_log(quaternion_multiply(goal.expand_as(q), quaternion_conjugate(q))).norm(
+            dim=-1
+        )
+
 
 def rotation_vectors(path: Path, place: slice) -> Tensor:
     """World-frame rotation vectors from the start to each state, `(B, H, 3)` rad, of the quaternion at `place`."""
+    if path.turned is not None:  # known already: the same but for rounding, and half the work of a plan's gradient
+        return path.turned
     start, states = _unit(path.start[:, None, place]), _unit(path.states[..., place])
     return quaternion_log(quaternion_multiply(states, quaternion_conjugate(start)))
 

@@ -30,6 +30,7 @@ class Path(NamedTuple):
     states: Tensor  # (B, H, S)
     times: Tensor  # (H,) control steps after the start, rising
     actions: Tensor | None = None  # (B, W, A)
+    turned: Tensor | None = None  # (B, H, 3) world-frame rotation vectors from the start, where the state has one quaternion
 
     @classmethod
     def sequence(cls, start: Tensor, states: Tensor, actions: Tensor | None = None) -> Path:
@@ -84,6 +85,18 @@ class Term(abc.ABC):
                 )
             self.refuse("its value is NaN or infinite for a plan of finite states; mend that term or leave it out")
         return cost
+
+    def holds(self, states: Tensor) -> Tensor | None:
+        """Whether a term that is a constraint holds in each of the states `(B, T, S)`, `(B, T)`; None of other terms."""
+        return None
+
+    def meaning(self) -> str:
+        """What `holds` takes for kept, with its tolerance."""
+        return ""
+
+    def progress(self, states: Tensor) -> tuple[str, Tensor] | None:
+        """How far states `(B, T+1, S)` have come: words such as "turned {:.2f} rad" and values `(B, T+1)`, if any."""
+        return None
 
     def label(self) -> str:
         """What messages and logs call this term."""
