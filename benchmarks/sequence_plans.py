@@ -83,8 +83,8 @@ PROBLEMS = {
             "fc": Training("transition", (*FC, "training.steps=5000")),
         },
         rows={
-            "energy": ("sequence", ("horizon=10", "weight=1000")),
-            "feed-forward": ("fc", ("horizon=10",)),
+            "energy": ("sequence", ("horizon=10", "weight=1000", "every=2")),
+            "feed-forward": ("fc", ("horizon=10", "every=2")),
         },
         env="Reacher-v5",
     ),
@@ -94,7 +94,7 @@ PROBLEMS = {
         store=None,
         training={"sequence": Training("sequence", ("training.steps=18000", "network.transition.gaussianise=false"))},
         rows={
-            "energy": ("sequence", ("horizon=10", "weight=3000", "deadline=25")),
+            "energy": ("sequence", ("horizon=10", "weight=3000", "every=3", "deadline=25")),
             "inverse model alone": ("sequence", ()),
         },
         env="hand-cube",
