@@ -54,9 +54,9 @@ def plans(
         choose_models,
         choose_plan_tasks,
         prepare_plans,
-        run_plan_jobs,
     )
     from ebmtraj.report.compare_plans_results import plan_results
+    from ebmtraj.report.compare_plans_run import run_plan_jobs
     from ebmtraj.report.compare_plans_table import plans_figure, rich_plans
     from ebmtraj.runs import write_json
 

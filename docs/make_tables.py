@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -283,17 +284,16 @@ def plans_table(results: dict[str, Any]) -> str:
     seeds, trained = protocol["seeds"], protocol["data"]["splits"]["train"]
     budgets = [row["train_core_seconds"] for row in results["trainings"] if row.get("train_core_seconds")]
     spent = f", {min(budgets):.0f} to {max(budgets):.0f} s of one core each" if budgets else ""
-    spread = (
-        f"Means over {len(seeds)} training seeds, least and greatest in brackets" if len(seeds) > 1 else f"Seed {seeds[0]}"
-    )
+    spread = f"Means over {len(seeds)} training seeds (least and greatest)" if len(seeds) > 1 else f"Seed {seeds[0]}"
+    rule = protocol["data"]["action_noise"]
     return (
         f"{markdown_plans(results)}\n{spread}, ± the standard error over the starts. Rotate: rad along a commanded axis per "
         f"100 steps until a drop, mean of six axes. Reorient: goals 0.5 to 1.5 rad away, within 0.4 rad at the end and not "
         f"dropped; the stop rule repeats the last action within {protocol['hold_rad']:g} rad of the goal, for every method. "
         f"The same {protocol['episodes']} starts and goals for all (seed {protocol['start_seed']}, {protocol['split']} "
-        f"episodes), {protocol['steps']} steps; trained on {trained:,} episodes ({protocol['data']['action_noise']}){spent}. "
-        f"ms: of one core, a control step of one episode in the batch, and of a lone one. Privileged methods see what no state "
-        f"holds: the simulator, or the command's policy. {machine['processor']}, {machine['cores']} cores; made by "
+        f"episodes), {protocol['steps']} steps; models trained on {trained:,} episodes (random: {rule}){spent}. ms: of "
+        "one core, for a control step of one episode in the batch, and of a lone one. Privileged: sees what no state holds, "
+        f"the simulator or the memory of the data's policy. {machine['processor']}, {machine['cores']} cores; made by "
         f"`{protocol['command']}`, every number in [docs/results/plans.json](/docs/results/plans.json).\n"
     )
 
@@ -321,6 +321,23 @@ def composed_table(results: dict[str, Any]) -> str:
     )
 
 
+def methods_table(results: dict[str, Any]) -> str:
+    """What each controller of the comparison is, as markdown."""
+    told, trained = results["protocol"]["rows"], results["protocol"]["trainings"]
+    lines = ["| name | what it does | trained for it | privileged |", "| --- | --- | --- | --- |"]
+    for name, row in told.items():
+        needs = ", ".join(f"{need} ({_settings(trained[need]['command'])})" for need in row["needs"])
+        lines.append(f"| `{name}` | {row['about']} | {needs or '-'} | {'yes' if row['privileged'] else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _settings(command: str) -> str:
+    """`train KIND` and the settings of a training's command, without data and run."""
+    words = command.split()
+    options = [word for before, word in pairwise(words) if before == "--set"]
+    return " ".join(["`train", words[2], *options]) + "`"
+
+
 TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
     "demo": ("demo", demo_table),
     "cd": ("cd", cd_table),
@@ -333,6 +350,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "long": ("long", long_table),
     "plans": ("plans", plans_table),
     "composed": ("composed", composed_table),
+    "plans-methods": ("plans", methods_table),
     "curves": ("learning_curves", curves_table),
 }
 

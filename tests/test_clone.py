@@ -55,7 +55,7 @@ def spinner(episodes: int = 60, steps: int = 12, seed: int = 0) -> Windows:
 
 def cloned(label: str, folder: Path) -> CloneModel:
     use_threads(1)
-    config = CloneConfig(width=32, depth=1, components=2, horizons=(4,))
+    config = CloneConfig(width=32, depth=1, components=2, actions=1, horizons=(4,))
     torch.manual_seed(0)
     model = CloneModel(BODY, PUSH, label=label, config=config, environment={})
     model.prepare(spinner())

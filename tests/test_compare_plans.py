@@ -16,16 +16,16 @@ from test_controllers import NETWORK, QUICK
 from ebmtraj.collect import CollectConfig, collect
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import DivergedError, EbmtrajError
-from ebmtraj.report import compare_plans
+from ebmtraj.report import compare_plans_run
 from ebmtraj.report.compare_plans import (
     PlanComparison,
     choose_models,
     choose_plan_tasks,
     leaves,
     prepare_plans,
-    run_plan_jobs,
 )
 from ebmtraj.report.compare_plans_results import mean_and_se, plan_results
+from ebmtraj.report.compare_plans_run import run_plan_jobs
 from ebmtraj.report.compare_plans_table import markdown_plans, plans_figure
 from ebmtraj.trajectories.controllers.registry import CONTROLLERS
 from ebmtraj.trajectories.controllers.trainings import TRAININGS
@@ -56,7 +56,7 @@ def tiny(store: Path, runs: Path, *models: str, **changes: Any) -> PlanCompariso
 def compared(turning: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     runs = tmp_path_factory.mktemp("compared") / "runs"
     store = Store.open(turning)
-    jobs = prepare_plans(tiny(turning, runs, "ours", "bc", "hold", "simulator"), store)
+    jobs = prepare_plans(tiny(turning, runs, "ours", "hold", "simulator"), store)
     run_plan_jobs(jobs, workers=1)
     return runs, plan_results(jobs, store, command="ebmtraj compare plans --out docs/results/plans.json")
 
@@ -65,7 +65,7 @@ def test_results_hold_every_row(compared: tuple[Path, dict[str, Any]], turning: 
     _, results = compared
     rows = {(row["model"], row["task"], row["seed"]): row for row in results["rows"]}
     tasks = ("rotate", "reorient", "reorient-free")
-    trained = {(model, task, seed) for model in ("ours", "bc") for task in tasks for seed in (0, 1)}
+    trained = {(model, task, seed) for model in ("ours",) for task in tasks for seed in (0, 1)}
     assert set(rows) == trained | {(model, task, 0) for model in ("hold", "simulator") for task in tasks}  # one is enough
     for row in rows.values():
         assert row["diverged"] is None
@@ -77,13 +77,14 @@ def test_results_hold_every_row(compared: tuple[Path, dict[str, Any]], turning: 
     starts = {row["median_start_error_rad"] for row in rows.values() if row["task"] != "rotate"}
     assert len(starts) == 1  # the same starts and goals for all
     assert [(t["training"], t["seed"]) for t in results["trainings"]] == [
-        (n, s) for s in (0, 1) for n in ("window", "clone")
+        ("window", 0),
+        ("window", 1),
     ]
     told = results["protocol"]
     assert told["content_hash"] == Store.open(turning).content_hash
     assert told["rows"]["simulator"]["settings"]["rotate"]["horizon"] == 3
     assert told["trainings"]["window"]["network"]["width"] == 16
-    assert "ebmtraj train clone --data" in told["trainings"]["clone"]["command"]
+    assert "ebmtraj train plan --data" in told["trainings"]["window"]["command"]
     json.dumps(results, allow_nan=False)
 
 
@@ -118,7 +119,6 @@ def test_table_and_picture(compared: tuple[Path, dict[str, Any]], tmp_path: Path
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         f"**{CONTROLLERS['ours'].about}**",
-        CONTROLLERS["bc"].about,
         CONTROLLERS["hold"].about,
         f"{CONTROLLERS['simulator'].about}, privileged",
     ]
@@ -130,7 +130,7 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(
     compared: tuple[Path, dict[str, Any]], turning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, plan = Store.open(turning), tiny(turning, tmp_path / "runs", "ours", "hold", tasks=("rotate",), seeds=(0,))
-    measured, seen = compare_plans._measured, []
+    measured, seen = compare_plans_run._measured, []
 
     def killed(job: Any) -> dict[str, Any]:
         if job.model == "hold":
@@ -139,15 +139,15 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(
         return measured(job)
 
     jobs = prepare_plans(plan, store)
-    monkeypatch.setattr(compare_plans, "_measured", killed)
+    monkeypatch.setattr(compare_plans_run, "_measured", killed)
     with pytest.raises(KeyboardInterrupt):
         run_plan_jobs(jobs, workers=1)
     with pytest.raises(EbmtrajError, match="is not done; run the comparison again with --resume"):
         plan_results(jobs, store)
     with pytest.raises(EbmtrajError, match="--resume to go on"):
         prepare_plans(plan, store)
-    monkeypatch.setattr(compare_plans, "_measured", measured)
-    monkeypatch.setattr(compare_plans, "_train", None)  # nothing is trained again
+    monkeypatch.setattr(compare_plans_run, "_measured", measured)
+    monkeypatch.setattr(compare_plans_run, "_train", None)  # nothing is trained again
     jobs = prepare_plans(plan, store, resume=True)
     run_plan_jobs(jobs, workers=1)
     assert seen == ["ours rotate 0"]
@@ -156,6 +156,13 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(
     assert again["hold"] == first["hold"]
     with pytest.raises(EbmtrajError, match="begun with episodes = 6, not 12"):
         prepare_plans(dataclasses.replace(plan, episodes=12), store, resume=True)
+    outcome = jobs[1][0].path / "outcome.json"
+    done = json.loads(outcome.read_text())
+    done["asked"]["settings"].pop("reach")  # done before there was this setting
+    outcome.write_text(json.dumps(done))
+    prepare_plans(plan, store, resume=True)
+    with pytest.raises(EbmtrajError, match=r"settings.reach = 0.9, not 0.5"):
+        prepare_plans(dataclasses.replace(plan, changes={**plan.changes, "ours": {"reach": 0.5}}), store, resume=True)
     other = dataclasses.replace(plan, changes={**plan.changes, "ours": {"guidance": 1.0}})
     with pytest.raises(EbmtrajError, match=r"settings.guidance = 300.0, not 1.0"):
         prepare_plans(other, store, resume=True)
@@ -169,7 +176,7 @@ def test_a_training_that_diverges_is_told_in_its_rows(
     def wild(*_: Any, **__: Any) -> None:
         raise DivergedError("it ran away")
 
-    monkeypatch.setattr(compare_plans.TRAININGS["clone"].__class__, "train", wild)
+    monkeypatch.setattr(compare_plans_run.TRAININGS["clone"].__class__, "train", wild)
     jobs = prepare_plans(plan, store)
     run_plan_jobs(jobs, workers=1)
     results = plan_results(jobs, store)

@@ -108,7 +108,7 @@ def test_bad_input_is_one_line(
         (["--task", f"rotate + {mine}:nan", "--own-code"], f"{mine}:nan: its value is NaN or infinite"),
         (["--task", f"rotate + {mine}:root", "--own-code"], f"{mine}:root: its gradient is NaN or infinite"),
         (["--task", f"{mine}:cut", "--own-code"], "no gradient in the planned states"),
-        (["--task", "reorient", "--data", other], "holds other states than those that run"),
+        (["--task", "reorient", "--data", other], "holds other states than those that the run"),
         (["--task", "joint-pose joints=FFJ3 goal=2"], "outside its range -0.349 to 0.349"),
         (["--task", "rotate weight=-2"], "weight = -2"),
         (["--task", "turn axis=z"], "unknown task term 'turn'"),

@@ -7,37 +7,28 @@ was. A training is shared by all controllers that need it.
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
-
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import SPLITS
-from ebmtraj.device import no_denormals, use_threads
 from ebmtraj.envs.batch import BatchEnv
 from ebmtraj.envs.registry import make_batch
-from ebmtraj.errors import DivergedError, EbmtrajError
-from ebmtraj.parallel import open_pool
-from ebmtraj.report.jobs import BUDGETS, OUTCOME, finite, open_folder, same, set_budgets
-from ebmtraj.runs import cores, read_json, write_json
-from ebmtraj.training.checkpoint import load_tensors, save_tensors
-from ebmtraj.trajectories.control import Controller, Decision
-from ebmtraj.trajectories.controllers.registry import CONTROLLERS, find_controller, make_controller
-from ebmtraj.trajectories.controllers.trainings import TRAININGS, with_steps
-from ebmtraj.trajectories.costs import TaskCost, parse_task
-from ebmtraj.trajectories.execute import ExecuteConfig, Execution, execute
-from ebmtraj.trajectories.measure import REACHED, Goals, error, held_out_goals, measures, reached, rotation_task, turned
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.report.jobs import OUTCOME, open_folder, same
+from ebmtraj.runs import read_json
+from ebmtraj.training.checkpoint import save_tensors
+from ebmtraj.trajectories.controllers.registry import CONTROLLERS, find_controller
+from ebmtraj.trajectories.controllers.trainings import TRAININGS
+from ebmtraj.trajectories.costs import parse_task
+from ebmtraj.trajectories.measure import Goals, held_out_goals
 from ebmtraj.trajectories.plan_fit import environment_of
 from ebmtraj.trajectories.training_run import check_complete, check_episodes
 
 GOALS = "goals.safetensors"
-ALONE_STEPS = 12  # of one episode, by which the time of a lone robot's step is taken
 
 
 @dataclass(frozen=True)
@@ -220,7 +211,7 @@ def prepare_plans(comparison: PlanComparison, store: Store, *, resume: bool = Fa
             find_controller(name)
     for task in c.tasks:
         parse_task(TASKS[task].text, store.state_fields)
-    _environment(store).close()
+    environment(store).close()
     trainings, plans = jobs_of(c)
     for train in trainings:
         check_episodes(train.recipe().training, store)
@@ -233,157 +224,12 @@ def prepare_plans(comparison: PlanComparison, store: Store, *, resume: bool = Fa
     for job, wants in asked:
         done = job.outcome()
         if done is not None:
-            same(done.get("asked"), wants, str(job.path))
+            usual = dataclasses.replace(job, comparison=dataclasses.replace(c, changes={})).asked()
+            same(_completed(done.get("asked"), wants, usual), wants, str(job.path))
     return trainings, plans
 
 
-def run_plan_jobs(
-    jobs: Jobs,
-    *,
-    workers: int = 0,
-    on_done: Callable[[TrainJob | PlanJob, dict[str, Any]], None] = lambda job, outcome: None,
-) -> None:
-    """Train what is not trained, then carry out what is not done, `workers` jobs at once, one thread each.
-
-    A training that diverges is noted in the outcomes of all that need it; any other fault raises `EbmtrajError`, and what
-    is done stays done.
-    """
-    trainings = [job for job in jobs[0] if job.outcome() is None]
-    plans = [job for job in jobs[1] if job.outcome() is None]
-    most = max(len(trainings), len(plans))
-    if most == 0:
-        return
-    with open_pool(min(workers or cores(), most)) as pool:
-        timed = {job.name: (job, job.recipe().training.seconds) for job in trainings}
-        budgets = {name: (job, seconds) for name, (job, seconds) in timed.items() if seconds is not None}
-        if budgets:
-            set_budgets(trainings[0].comparison.runs / BUDGETS, budgets, _step_cost, pool, lambda job: str(job.path))
-        for training, outcome in zip(trainings, pool.map(_train, trainings, lambda job: str(job.path)), strict=True):
-            on_done(training, outcome)
-        for plan, outcome in zip(plans, pool.map(_carry_out, plans, lambda job: str(job.path)), strict=True):
-            on_done(plan, outcome)
-
-
-def _step_cost(job: TrainJob) -> float:
-    return TRAININGS[job.name].step_seconds(job.recipe())
-
-
-def _train(job: TrainJob) -> dict[str, Any]:
-    """Train a model, going on where it was killed, and write down what it came to."""
-    use_threads(1)
-    recipe = job.recipe()
-    if recipe.training.seconds is not None:
-        recipe = with_steps(recipe, read_json(job.comparison.runs / BUDGETS)[job.name])
-    whole = not (job.path / "checkpoints" / "resume.safetensors").exists()
-    began = time.thread_time()
-    outcome: dict[str, Any] = {"asked": job.asked(), "diverged": None, "facts": {}}
-    try:
-        result = TRAININGS[job.name].train(recipe, job.path)
-    except DivergedError as fault:
-        outcome["diverged"] = str(fault)
-    else:
-        core = round(time.thread_time() - began, 1) if whole else None  # nobody knows what a killed one took
-        parameters = sum(each.numel() for each in TRAININGS[job.name].load(job.path).parameters())
-        outcome["facts"] = {
-            "train_core_seconds": core,
-            "train_steps": result.steps,
-            "validation": result.validation,
-            "parameters": parameters,
-        }
-    write_json(job.path / OUTCOME, finite(outcome))
-    return outcome
-
-
-def _carry_out(job: PlanJob) -> dict[str, Any]:
-    """Carry out a task, measure it, and write down what it came to."""
-    use_threads(1)
-    outcome: dict[str, Any] = {"asked": job.asked(), "diverged": None, "facts": {}}
-    faults = [(name, (each.outcome() or {}).get("diverged")) for name, each in job.trainings().items()]
-    said = [f"{name}: {fault}" for name, fault in faults if fault]
-    if said:
-        outcome["diverged"] = said[0]
-    else:
-        with no_denormals():
-            outcome |= _measured(job)
-    write_json(job.path / OUTCOME, finite(outcome))
-    return outcome
-
-
-def _measured(job: PlanJob) -> dict[str, Any]:
-    c, task = job.comparison, TASKS[job.task]
-    trained = {name: TRAININGS[name].load(each.path) for name, each in job.trainings().items()}
-    env = _environment(Store.open(c.data))
-    try:
-        config = ExecuteConfig(job.episodes, c.steps, c.start_seed)
-        cost, axis, names = rotation_task(parse_task(task.text, env.state_fields), config.episodes)
-        goals = None
-        if task.kind == "reorient":
-            goals = _kept_goals(c, config.episodes)
-            cost = cost.given("reorient", goal=goals.quaternion)
-        holds = None
-        if goals is not None and task.stop:
-            goal = goals.quaternion
-
-            def holds(state: Tensor) -> Tensor:
-                return error(state, goal, env.state_fields) < c.hold
-
-        controller = Timed(make_controller(job.model, trained, task.kind, job.changes))
-        began = time.thread_time()
-        found = execute(env, controller, cost, config, start=None if goals is None else goals.start, holds=holds)
-        seconds = time.thread_time() - began
-        facts = measures(found, config, env.state_fields, axis, names)
-        facts["ms_per_step"] = 1e3 * controller.seconds / found.actions.shape[1] / config.episodes
-        if goals is not None:
-            facts |= reached(found, config, goals.quaternion, env.state_fields, c.hold if task.stop else 0.0)
-        alone = Timed(controller.controller)
-        one = ExecuteConfig(1, min(ALONE_STEPS, c.steps), c.start_seed)
-        lone = execute(env, alone, cost.rows(torch.tensor([0])), one)
-        facts |= {
-            "ms_alone": 1e3 * alone.seconds / lone.actions.shape[1],
-            "core_seconds": round(seconds, 1),
-        }
-        return {"facts": facts, "starts": _each_start(found, config, env, axis, goals), "strata": names}
-    finally:
-        env.close()
-
-
-def _each_start(
-    found: Execution, config: ExecuteConfig, env: BatchEnv, axis: Tensor | None, goals: Goals | None
-) -> dict[str, list[float]]:
-    """What each start came to, so that controllers are compared start by start."""
-    dropped = found.dropped.cpu()
-    values = {"dropped": dropped.double()}
-    if axis is not None:
-        place = next(f for f in env.state_fields if f.kind == "quaternion").name
-        first = sum(f.size for f in env.state_fields[: [f.name for f in env.state_fields].index(place)])
-        values["progress"] = turned(found, axis, slice(first, first + 4)) * 100.0 / config.steps
-    if goals is not None:
-        left = error(found.states[:, -1], goals.quaternion, env.state_fields)
-        values["success"] = ((left < REACHED) & ~dropped).double()
-    return {name: [round(float(x), 5) for x in value] for name, value in values.items()}
-
-
-class Timed:
-    """A controller, and the seconds of a core that it takes."""
-
-    def __init__(self, controller: Controller) -> None:
-        self.controller, self.seconds = controller, 0.0
-
-    def begin(self, env: BatchEnv, state: Tensor, task: TaskCost, generator: torch.Generator) -> None:
-        """See `Controller.begin`."""
-        began = time.thread_time()
-        self.controller.begin(env, state, task, generator)
-        self.seconds += time.thread_time() - began
-
-    def __call__(self, state: Tensor, previous: Tensor | None) -> Decision:
-        """The controller's decision."""
-        began = time.thread_time()
-        decision = self.controller(state, previous)
-        self.seconds += time.thread_time() - began
-        return decision
-
-
-def _environment(store: Store) -> BatchEnv:
+def environment(store: Store) -> BatchEnv:
     """The simulator of a store; raises `EbmtrajError` where its states or actions are others now."""
     made = environment_of(store)
     env = make_batch(made["env"], 1, made["state"], **made["env_kwargs"])
@@ -399,9 +245,17 @@ def _draw_goals(c: PlanComparison, store: Store) -> Goals | None:
     return held_out_goals(store, c.episodes, c.start_seed, split=c.split)
 
 
-def _kept_goals(c: PlanComparison, episodes: int) -> Goals:
-    kept = load_tensors(c.runs / GOALS)[1]
-    return Goals(kept["start"][:episodes], kept["quaternion"][:episodes])
+def _completed(had: Any, wants: Mapping[str, Any], usual: Mapping[str, Any]) -> Any:
+    """What a finished job was asked for, with settings that an older version did not have yet at their usual values."""
+    if not isinstance(had, Mapping):
+        return had
+    whole = dict(had)
+    for key, value in wants.items():
+        if key not in had and key in usual:
+            whole[key] = usual[key]
+        elif isinstance(value, Mapping) and isinstance(usual.get(key), Mapping):
+            whole[key] = _completed(had[key], value, usual[key]) if key in had else value
+    return whole
 
 
 def _outcome(path: Path) -> dict[str, Any] | None:

@@ -153,7 +153,7 @@ def probe_of(model: PairModel | TiltedModel, batch: Batch, level: float | None, 
     level = level if level is not None else (0.02 if ladder is None else ladder.sigma_min)
     if not level > 0:
         raise EbmtrajError(f"--level {level}: a noise level must be above 0")
-    seen = model._seen(batch.state, batch.action, batch.past)
+    seen = model.seen(batch.state, batch.action, batch.past)
     base = model.tilted.base(seen)
     drawn, true = (
         model.tilted.residual(model.normaliser.delta(batch.state, then), base) for then in (following, batch.next_state)

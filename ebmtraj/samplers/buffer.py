@@ -1,15 +1,23 @@
-"""Replay buffer of past samples (paper 000, section 3.2)."""
+"""Where chains of training go on from: a replay buffer of past samples, and chains that persist."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.samplers.langevin import Energy
+from ebmtraj.samplers.registry import SamplerConfig, sample
+
 
 class ReplayBuffer:
-    """A ring of at most `capacity` events on the device of its samples; its randomness comes from the given generator."""
+    """Replay buffer of past samples (paper 000, section 3.2).
+
+    A ring of at most `capacity` events on the device of its samples; its randomness comes from the given generator.
+    """
 
     def __init__(self, capacity: int, event: Sequence[int]) -> None:
         self.capacity = capacity
@@ -43,3 +51,44 @@ class ReplayBuffer:
         """The inverse of `state`."""
         self.items = self.items.to(tensors["items"].device).copy_(tensors["items"])
         self.count, self.place = numbers["count"], numbers["place"]
+
+
+class PersistentChains:
+    """Chains that go on where they were while the energy changes: persistent contrastive divergence (Tieleman 2008)."""
+
+    def __init__(self, start: Tensor) -> None:
+        """`start` (N, *event): the first states, one chain each."""
+        self.x = start.detach().clone()
+
+    def advance(
+        self,
+        energy: Energy,
+        config: SamplerConfig,
+        *,
+        context: Any = None,
+        fresh: Tensor | None = None,
+        restart: float = 0.0,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Run all chains by any sampler's settings; their states `(N, *event)`, which are the negatives.
+
+        A share `restart` of them begins anew from `fresh` `(N, *event)` first, which frees those that are stuck.
+        """
+        if not 0 <= restart <= 1 or (restart > 0 and (fresh is None or fresh.shape != self.x.shape)):
+            raise EbmtrajError(
+                f"persistent chains: restart = {restart}; it needs 0 <= restart <= 1 and, above 0, fresh states of shape "
+                f"{tuple(self.x.shape)}"
+            )
+        if restart > 0 and fresh is not None:
+            anew = torch.rand(len(self.x), generator=generator, device=self.x.device) < restart
+            self.x = torch.where(anew.view(-1, *[1] * (self.x.dim() - 1)), fresh, self.x)
+        self.x, _ = sample(energy, self.x, config, context=context, generator=generator)
+        return self.x
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Tensors and numbers that bring these chains back to the same bits."""
+        return {"chains": self.x}, {}
+
+    def load(self, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
+        """The inverse of `state`."""
+        self.x = tensors["chains"].clone()

@@ -121,9 +121,9 @@ def hamiltonian_step(
     """One Metropolis step along `leapfrog` steps of Hamiltonian dynamics; all its noise is passed in.
 
     `momentum` (B, *event) is standard normal, `log_uniform` (B,) the log of a uniform number, `size` the leapfrog step, `()`
-    or `(B, 1, ...)`, and `beta` the inverse temperature, a number or `(B, 1, ...)`. With one leapfrog step this is MALA whose
-    step is size^2 / beta (Neal 2011, section 5.2). A proposal out of reach or outside the `support`, `(B, *event) -> (B,)`,
-    is rejected.
+    or `(B, 1, ...)`, and `beta` the inverse temperature, a number or `(B, 1, ...)`. With one leapfrog step this is MALA with
+    step size^2 / beta (Neal 2011, section 5.2). A proposal out of reach or outside the `support`, `(B, *event) -> (B,)`, is
+    rejected.
     """
     drift = size * scale
     kick = drift * beta

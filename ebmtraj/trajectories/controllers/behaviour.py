@@ -47,3 +47,42 @@ class Behaviour:
             x = x / (1 + renoise**2) ** 0.5
         bounded = x.clamp(-model.tilted.bound, model.tilted.bound)
         return model.restored(model.tilted.increment(bounded, situation.base))
+
+
+class Chained:
+    """Actions of R imagined futures, see `imagine`: given ones as far as there are any, and else windows drawn one by one.
+
+    A row's window is drawn in the state in which the last one left it, as one `member` `(R,)` of the model sees it.
+    """
+
+    def __init__(
+        self,
+        prior: Behaviour,
+        past: Past,
+        member: Tensor,
+        generator: torch.Generator,
+        sequence: Tensor,
+        fixed: Tensor,
+        mutation: tuple[Tensor, float] | None = None,
+    ) -> None:
+        """`sequence` `(R, T, A)` is given where `fixed` `(R, T)`; `mutation` is parents `(R, T, A)` and a level of noise."""
+        self.prior, self.past, self.member, self.generator = prior, past, member, generator
+        self.sequence, self.fixed, self.mutation = sequence, fixed, mutation
+        self._rows = torch.arange(len(member), device=member.device)
+
+    def __call__(self, t: int, states: Tensor) -> Tensor:
+        """The actions of step t in states `(M, R, S)`."""
+        own, length = states[self.member, self._rows], self.prior.length
+        if t % length == 0:
+            parents, level = self.mutation or (None, 0.0)
+            near = None if parents is None else _filled(parents[:, t : t + length], length)
+            self._window = self.prior.draw(own, self.past, self.generator, near, level)
+        action = torch.where(self.fixed[:, t].unsqueeze(1), self.sequence[:, t], self._window[:, t % length])
+        self.past = self.past.push(own, action)
+        return action
+
+
+def _filled(actions: Tensor, length: int) -> Tensor:
+    """A window `(R, length, A)`: where there are fewer actions, the last one repeated."""
+    missing = length - actions.shape[1]
+    return torch.cat((actions, actions[:, -1:].expand(-1, missing, -1)), dim=1) if missing else actions

@@ -23,12 +23,16 @@ class CloneControlConfig:
 
     pick_by: Literal["weight", "density", "mean", "sample"] = "weight"  # which action of the mixture is taken
     turn: float = 0.8  # rad that it is told to turn at most; a goal along an axis is so far away
+    least: float = 0.0  # rad that it is told at least: where little remains, the data's policy took its time
     every: int = 1  # steps of what it predicts together that are carried out
     past: bool = True  # whether it sees the move and actions before the present
 
     def __post_init__(self) -> None:
-        if self.turn <= 0 or self.every < 1:
-            raise EbmtrajError(f"cloned policy: turn = {self.turn}, every = {self.every}; it needs turn > 0 and every >= 1")
+        if not 0 <= self.least <= self.turn or self.turn == 0 or self.every < 1:
+            raise EbmtrajError(
+                f"cloned policy: least = {self.least}, turn = {self.turn}, every = {self.every}; it needs turn > 0, least "
+                "from 0 to turn, and every >= 1"
+            )
 
 
 class Cloned:
@@ -62,10 +66,13 @@ class Cloned:
             return None
         turn = self._wish.turn(state[:, self.model.orientation()], self.config.turn)
         if self.model.label == "goal":
-            return goal_label(turn * (self.config.turn / turn.norm(dim=1, keepdim=True).clamp_min(1e-9)).clamp_max(1.0))
+            return goal_label(self._shortened(turn, turn.norm(dim=1, keepdim=True)))
         label = turn_label(turn)
-        label[:, -1].clamp_(max=self.config.turn / UNIT)
+        label[:, -1].clamp_(self.config.least / UNIT, self.config.turn / UNIT)
         return label
+
+    def _shortened(self, turn: Tensor, size: Tensor) -> Tensor:
+        return turn * size.clamp(self.config.least, self.config.turn) / size.clamp_min(1e-9)
 
 
 class Wish:

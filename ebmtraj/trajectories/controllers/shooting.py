@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from ebmtraj.datasets.windows import Past
 from ebmtraj.envs.batch import BatchEnv
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.trajectories.control import Decision, check_fields
-from ebmtraj.trajectories.controllers.behaviour import Behaviour
-from ebmtraj.trajectories.controllers.imagination import Dynamics, imagine
+from ebmtraj.trajectories.controllers.behaviour import Behaviour, Chained
+from ebmtraj.trajectories.controllers.imagination import Acts, Dynamics, imagine
 from ebmtraj.trajectories.controllers.search import best, coloured_noise, elite_moments, path_integral
 from ebmtraj.trajectories.costs import TaskCost
 from ebmtraj.trajectories.model import TransitionModel
@@ -148,53 +149,39 @@ class Shooting:
         return drawn if kept is None else torch.cat((kept, drawn), dim=1)
 
     def _tried(self, given: Tensor | None, known: int, elites: Tensor | None, many: int | None = None) -> Tried:
-        """Sequences `(B, K, T, A)`, the first `known` steps of them, and further ones of the prior's, imagined and judged.
+        """What `many` sequences would come to: those given `(B, K, T, A)`, and windows drawn from the prior beside them.
 
-        With `elites`, the prior's are mutations of these.
+        Of what is given, the first `known` steps are taken, and the prior goes on. With `elites` `(B, K', T, A)`, what it
+        draws are mutations of these, each having as many children.
         """
         many, steps, (batch, _) = many or self.config.candidates, self.config.horizon, self._state.shape
-        rows = torch.arange(batch, device=self._state.device).repeat_interleave(many)
+        place = torch.arange(many, device=self._state.device)
+        rows = torch.arange(batch, device=place.device).repeat_interleave(many)
         state, past = self._state[rows], self._past.rows(rows)
-        member = (
-            torch.arange(many, device=rows.device).repeat(batch) % self.dynamics.members
-        )  # in whose future each is drawn
-        count = 0 if given is None else given.shape[1]
-        sequence = state.new_zeros((batch, many, steps, self.model.action_size))
+        sequence, count = state.new_zeros((batch, many, steps, self.model.action_size)), 0
         if given is not None:
+            count = given.shape[1]
             sequence[:, :count] = given
-        if elites is not None:  # each has as many children
-            parents = elites[:, torch.arange(many, device=rows.device) % elites.shape[1]].flatten(0, 1)
-        sequence, is_given = sequence.flatten(0, 1), (torch.arange(many, device=rows.device) < count).repeat(batch)
-        every_row = torch.arange(len(rows), device=rows.device)
-        window = sequence[:, :0]
-
-        def acts(t: int, states: Tensor) -> Tensor:
-            nonlocal past, window
-            if self.prior is None or (count == many and known == steps):
-                return sequence[:, t]
-            own, length = states[member, every_row], self.prior.length
-            if t % length == 0:
-                near = None if elites is None else padded(parents[:, t : t + length], length)
-                window = self.prior.draw(own, past, self._generator, near, self.config.renoise)
-            fixed = is_given & (t < known)
-            action = torch.where(fixed.unsqueeze(1), sequence[:, t], window[:, t % length])
-            past = past.push(own, action)
-            return action
-
+        sequence = sequence.flatten(0, 1)
+        acts: Acts = partial(_given, sequence)
+        if self.prior is not None and (count < many or known < steps):
+            fixed = (place < count).repeat(batch).unsqueeze(1) & (torch.arange(steps, device=place.device) < known)
+            member = place.repeat(batch) % self.dynamics.members  # in whose future it draws
+            parents = None if elites is None else elites[:, place % elites.shape[1]].flatten(0, 1)
+            mutation = None if parents is None else (parents, self.config.renoise)
+            acts = Chained(self.prior, past, member, self._generator, sequence, fixed, mutation)
         now = self.dynamics.begin(state, past)
         actions, states, times = imagine(self.dynamics, now, acts, steps, self.config.judge)
-        members = len(states)
-        flat = Path(
-            state.expand(members, *state.shape).flatten(0, 1),
-            states.flatten(0, 1),
-            times,
-            actions.expand(members, *actions.shape).flatten(0, 1),
-        )
-        costs = self._task.rows(rows.repeat(members))(flat).view(members, batch, many)
+        costs = self._costs(state, actions, states, times, rows).view(-1, batch, many)
         cost = costs.mean(0) + self.config.pessimism * costs.std(0, unbiased=False)
         expected = self.model.normaliser.increments.project(states.mean(0), states[0])
-        path = Path(state, expected, times, actions)
-        return Tried(actions.view(batch, many, steps, -1), cost, path)
+        return Tried(actions.view(batch, many, steps, -1), cost, Path(state, expected, times, actions))
+
+    def _costs(self, state: Tensor, actions: Tensor, states: Tensor, times: Tensor, rows: Tensor) -> Tensor:
+        """What the task says of each member's futures `(M, R, H, S)`, `(M * R,)`; `rows` `(R,)` are their episodes."""
+        members = len(states)
+        start, taken = (x.expand(members, *x.shape).flatten(0, 1) for x in (state, actions))
+        return self._task.rows(rows.repeat(members))(Path(start, states.flatten(0, 1), times, taken))
 
 
 class Decided(NamedTuple):
@@ -221,12 +208,11 @@ class Tried(NamedTuple):
         return Decided(self.actions.flatten(0, 1)[rows], least, path)
 
 
+def _given(sequence: Tensor, t: int, states: Tensor) -> Tensor:
+    """Actions `(R, T, A)` as they are, whatever comes of them."""
+    return sequence[:, t]
+
+
 def _moved_on(sequences: Tensor, steps: int) -> Tensor:
     """Sequences `(..., T, A)` from `steps` later on; the last action is repeated."""
     return torch.cat((sequences[..., steps:, :], sequences[..., -1:, :].expand_as(sequences[..., :steps, :])), dim=-2)
-
-
-def padded(actions: Tensor, length: int) -> Tensor:
-    """A window `(R, W, A)`, where there are fewer the last action repeated."""
-    missing = length - actions.shape[1]
-    return torch.cat((actions, actions[:, -1:].expand(-1, missing, -1)), dim=1) if missing else actions

@@ -82,7 +82,7 @@ TRAININGS: dict[str, Training] = {
     "sequence": Training("sequence"),
     "clone": Training("clone"),
     "clone-axis": Training("clone", ("label=axis",)),
-    "clone-goal": Training("clone", ("label=goal",)),
+    "clone-goal": Training("clone", ("label=goal", "network.horizons=[8,16,32]")),
     "window-field": Training("plan", ("prior=field",)),
     "dynamics-fc": Training("transition", ("model=fc", *DELTA, *PAST)),
     "dynamics-ensemble": Training("transition", ("model=ensemble", *PAST)),
