@@ -328,6 +328,29 @@ def plans_table(results: dict[str, Any]) -> str:
     )
 
 
+def composed_table(results: dict[str, Any]) -> str:
+    """A constraint added at plan time, as markdown."""
+    rows = [("the data", results["data"]["share"], None)]
+    rows += [(f"`{results[name]['task']}`", None, results[name]) for name in ("alone", "together")]
+    lines = ["| ring finger | straight | turned, rad per 100 steps | dropped |", "| --- | ---: | ---: | ---: |"]
+    for label, share, found in rows:
+        if found is None:
+            lines.append(f"| {label} | {share:.0%} of states | - | - |")
+        else:
+            lines.append(
+                f"| {label} | {found['kept']['keep-straight']:.1%} of steps | {found['progress_rad_per_100']:.2f} ± "
+                f"{found['progress_se']:.2f} | {found['drop_rate']:.0%} |"
+            )
+    bent, plan = results["data"]["most_bent_joint_rad"], results["together"]
+    return (
+        "\n".join(lines) + f"\n\nStraight: {results['data']['means']}. In the data the joint that is bent most is bent by "
+        f"{bent['0.5']:.2f} rad in the median, and hardly ever by less than {bent['0.01']:.2f}; the constraint costs "
+        f"{results['turning_lost']:.0%} of the turning. {plan['episodes']} fresh starts, settings chosen on others; made by "
+        f"`{plan['command']}` and its like with weight=0, every number in "
+        "[docs/results/composed.json](docs/results/composed.json).\n"
+    )
+
+
 def methods_table(results: dict[str, Any]) -> str:
     """What each controller of the comparison is, as markdown."""
     told, trained = results["protocol"]["rows"], results["protocol"]["trainings"]
@@ -356,6 +379,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "robots": ("robots_reacher", robots_table),
     "long": ("long", long_table),
     "plans": ("plans", plans_table),
+    "composed": ("composed", composed_table),
     "plans-methods": ("plans", methods_table),
     "curves": ("learning_curves", curves_table),
     "sequences": ("sequence_plans", sequence_plans_table),
