@@ -65,7 +65,7 @@ def plan_command(
 
     Of a term that is a constraint (keep-straight, keep-range, keep-height, obstacle), `kept` is the share of steps after
     which it holds in the simulator, `kept_means` what counts as holding. Terms that work against each other need more room:
-    --set reach=1.8.
+    --set reach=1.5.
 
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """
@@ -142,7 +142,17 @@ def plan_command(
     else:
         _show(result, out or run / "results.json")
     if video is not None:  # last, so that a machine that can't draw keeps its result
-        plan_film(execution, shown, trial.task, env, video, state=made["state"])
+        with progress() as bar:
+            drawing = bar.add_task("drawing the film", total=None, note="")
+            plan_film(
+                execution,
+                shown,
+                trial.task,
+                env,
+                video,
+                state=made["state"],
+                on_page=lambda done, total: bar.update(drawing, completed=done, total=total),
+            )
         if not json_:
             say(str(video))
 

@@ -278,6 +278,36 @@ def long_table(results: dict[str, Any]) -> str:
     )
 
 
+def sequence_plans_table(results: dict[str, Any]) -> str:
+    """Plans of whole state sequences and what they are compared with, as markdown."""
+    asked = {
+        "particle": ("point at its goal, no obstacle touched; none was in the data", "success_rate", "{:.0%}"),
+        "reacher": ("Reacher's fingertip within 2 cm", "success_rate", "{:.0%}"),
+        "hand": ("joints of the hand after 25 steps, rad off", "rmse_rad", "{:.3f}"),
+    }
+    names = list(dict.fromkeys(row for problem in results["problems"].values() for row in problem["rows"]))
+    lines = [f"| | {' | '.join(names)} | holding still |", "| --- |" + " ---: |" * (len(names) + 1)]
+    for name, (title_, measure, form) in asked.items():
+        rows, cells = results["problems"][name]["rows"], [title_]
+        for row in names:
+            said = "-"
+            if row in rows:
+                said = form.format(rows[row][measure])
+                seeds = [found[measure] for found in rows[row]["seeds"].values()]
+                said += f" <sub>{form.format(min(seeds))}–{form.format(max(seeds))}</sub>"
+            cells.append(said)
+        still = rows[names[0]].get("start_rmse_rad")
+        lines.append("| " + " | ".join([*cells, "-" if still is None else form.format(still)]) + " |")
+    first = next(iter(results["problems"].values()))
+    seeds, each = len(first["rows"][names[0]]["seeds"]), first["episodes"]
+    return (
+        "\n".join(lines)
+        + f"\n\nMeans over {seeds} training seeds, least and greatest beside them, {each} starts each; settings "
+        "were chosen on other starts. Commands, settings, data and all figures are in "
+        "[sequence_plans.json](docs/results/sequence_plans.json).\n"
+    )
+
+
 def plans_table(results: dict[str, Any]) -> str:
     """Controllers side by side, as markdown."""
     protocol, machine = results["protocol"], results["protocol"]["machine"]
@@ -295,6 +325,29 @@ def plans_table(results: dict[str, Any]) -> str:
         "one core, for a control step of one episode in the batch, and of a lone one. Privileged: sees what no state holds, "
         f"the simulator or the memory of the data's policy. {machine['processor']}, {machine['cores']} cores; made by "
         f"`{protocol['command']}`, every number in [docs/results/plans.json](/docs/results/plans.json).\n"
+    )
+
+
+def composed_table(results: dict[str, Any]) -> str:
+    """A constraint added at plan time, as markdown."""
+    rows = [("the data", results["data"]["share"], None)]
+    rows += [(f"`{results[name]['task']}`", None, results[name]) for name in ("alone", "together")]
+    lines = ["| ring finger | straight | turned, rad per 100 steps | dropped |", "| --- | ---: | ---: | ---: |"]
+    for label, share, found in rows:
+        if found is None:
+            lines.append(f"| {label} | {share:.0%} of states | - | - |")
+        else:
+            lines.append(
+                f"| {label} | {found['kept']['keep-straight']:.1%} of steps | {found['progress_rad_per_100']:.2f} ± "
+                f"{found['progress_se']:.2f} | {found['drop_rate']:.0%} |"
+            )
+    bent, plan = results["data"]["most_bent_joint_rad"], results["together"]
+    return (
+        "\n".join(lines) + f"\n\nStraight: {results['data']['means']}. In the data the joint that is bent most is bent by "
+        f"{bent['0.5']:.2f} rad in the median, and hardly ever by less than {bent['0.01']:.2f}; the constraint costs "
+        f"{results['turning_lost']:.0%} of the turning. {plan['episodes']} fresh starts, settings chosen on others; made by "
+        f"`{plan['command']}` and its like with weight=0, every number in "
+        "[docs/results/composed.json](docs/results/composed.json).\n"
     )
 
 
@@ -326,8 +379,10 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "robots": ("robots_reacher", robots_table),
     "long": ("long", long_table),
     "plans": ("plans", plans_table),
+    "composed": ("composed", composed_table),
     "plans-methods": ("plans", methods_table),
     "curves": ("learning_curves", curves_table),
+    "sequences": ("sequence_plans", sequence_plans_table),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,15 @@ class Shown:
 
 
 def plan_film(
-    execution: Execution, shown: Shown, task: TaskCost, env: BatchEnv, path: Path, *, state: str = "auto", tile: int = 320
+    execution: Execution,
+    shown: Shown,
+    task: TaskCost,
+    env: BatchEnv,
+    path: Path,
+    *,
+    state: str = "auto",
+    tile: int = 320,
+    on_page: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write a film of executed plans in real time, `.mp4` or `.gif`: what happened, and a ghost of what was planned.
 
@@ -67,7 +75,10 @@ def plan_film(
         tile = min(tile, 240)
     alone = task.rows(execution.states.new_tensor(shown.rows).long())
     with make_picturer(env.env_id, env.env_kwargs, (tile, tile), samples=4, state=state, discs=_discs(alone)) as picturer:
-        pages = list(_pages(execution, shown, alone, picturer, steps, seconds, tile))
+        pages: list[Image.Image] = []
+        for page in _pages(execution, shown, alone, picturer, steps, seconds, tile):
+            pages.append(page)
+            on_page(len(pages), len(steps))
     if kind == ".gif":
         write_atomic(path, encode_gif(pages, round(100 * seconds * every) * 10))
     else:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.trajectories.terms.term import Joints, Path, Term, rows_of
+from ebmtraj.trajectories.terms.term import Joints, Path, Term, decided, rows_of
 
 FINGERS = {"index": "FF", "first": "FF", "middle": "MF", "ring": "RF", "little": "LF", "thumb": "TH", "wrist": "WR"}
 
@@ -63,7 +63,7 @@ class JointPose(Term):
 
 @dataclass(frozen=True, eq=False)
 class KeepRange(Term):
-    """Keep joints within a range: mean over t of the squared excess (rad^2), summed over the joints.
+    """Keep joints within a range: the sum of their squared excess (rad^2), a mean over the times that actions reach.
 
     The range is `low` to `high` (rad) or, without them, that of each joint; `margin` (rad) narrows it.
     """
@@ -91,7 +91,7 @@ class KeepRange(Term):
         joints = self.find_joints(self.joints)
         angles, (low, high) = joints.of(path.states), self._range(joints, path.states)
         excess = (low - angles).clamp_min(0) + (angles - high).clamp_min(0)
-        return excess.square().sum(-1).mean(1)
+        return excess.square().sum(-1) @ decided(path)
 
     def holds(self, states: Tensor) -> Tensor | None:
         """Whether all joints are in the range, without its margin, up to 0.05 rad."""
@@ -107,10 +107,11 @@ class KeepRange(Term):
 
 @dataclass(frozen=True, eq=False)
 class KeepStraight(Term):
-    """Keep a finger's joints near 0: mean over t of their squared angles (rad^2) beyond `tolerance`, summed over them.
+    """Keep a finger's joints near 0: the sum of their squared angles (rad^2) beyond `tolerance`.
 
-    `finger` is index, middle, ring, little, thumb or wrist, or what the names of its joints begin with. A finger counts as
-    straight where none of its joints is bent by more than `within` (rad); the cost begins earlier, as plans are not exact.
+    It is the mean over the times that the plan's actions reach. `finger` is index, middle, ring, little, thumb or wrist, or
+    what the names of its joints begin with. A finger counts as straight where none of its joints is bent by more than
+    `within` (rad); the cost begins earlier, as plans are not exact.
     """
 
     name: ClassVar[str] = "keep-straight"
@@ -138,7 +139,7 @@ class KeepStraight(Term):
 
     def _value(self, path: Path) -> Tensor:
         bent = (self.joints().of(path.states).abs() - self.tolerance).clamp_min(0)
-        return bent.square().sum(-1).mean(1)
+        return bent.square().sum(-1) @ decided(path)
 
     def holds(self, states: Tensor) -> Tensor | None:
         """Whether no joint of the finger is bent by more than `within`."""

@@ -175,6 +175,18 @@ def turning_weights(times: Tensor) -> Tensor:
     return torch.where(counted, times / TURNING_UNIT, 0.0)
 
 
+def decided(path: Path) -> Tensor:
+    """Weights `(H,)` of a mean over the times that the path's actions reach, or over all where there are none so near.
+
+    Later states are what the data would do by itself after the plan; a constraint on joints, which follow their targets at
+    once, gains nothing from pulling at them, and other terms lose.
+    """
+    steps = path.times[-1] if path.actions is None else torch.full_like(path.times[-1], path.actions.shape[1])
+    near = path.times <= steps
+    counted = (near if bool(near.any()) else torch.ones_like(near)).to(path.states.dtype)
+    return counted / counted.sum()
+
+
 def rows_of(option: Tensor | Sequence[float], like: Tensor) -> Tensor:
     """An option as `(B, 1, D)`, or `(1, 1, D)` where it is the same for all, to compare with states `(B, H, D)`."""
     values = torch.as_tensor(option, dtype=like.dtype, device=like.device)
