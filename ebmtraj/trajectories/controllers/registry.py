@@ -24,7 +24,8 @@ from ebmtraj.trajectories.controllers.trainings import check_trainings
 from ebmtraj.trajectories.plan import PlannerConfig
 from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
 
-# Chosen on validation starts, of rounds, candidates, elites' mutation, horizon, members and pessimism.
+# Those of CEM with a prior were chosen on validation starts, of rounds, candidates, mutation, horizon, members and pessimism
+# (rotate, in the ensemble); the others follow them and were tried once.
 CEM: dict[str, Any] = {"method": "cem", "candidates": 24, "elites": 5, "every": 4}
 MPPI: dict[str, Any] = {"method": "mppi", "candidates": 24, "elites": 5, "every": 4, "temperature": 0.2}
 CEM_PRIOR: dict[str, Any] = {"method": "cem", "candidates": 16, "elites": 4, "renoise": 1.0, "every": 4}
