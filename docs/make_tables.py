@@ -287,23 +287,24 @@ def sequence_plans_table(results: dict[str, Any]) -> str:
     }
     names = list(dict.fromkeys(row for problem in results["problems"].values() for row in problem["rows"]))
     lines = [f"| | {' | '.join(names)} | holding still |", "| --- |" + " ---: |" * (len(names) + 1)]
-    for name, (title_, measure, form) in asked.items():
+    for name in (name for name in asked if name in results["problems"]):
+        title_, measure, form = asked[name]
         rows, cells = results["problems"][name]["rows"], [title_]
         for row in names:
             said = "-"
             if row in rows:
                 said = form.format(rows[row][measure])
                 seeds = [found[measure] for found in rows[row]["seeds"].values()]
-                said += f" <sub>{form.format(min(seeds))}–{form.format(max(seeds))}</sub>"
+                ends = f"{form.format(min(seeds))}–{form.format(max(seeds))}, " if len(seeds) > 1 else ""
+                said += f" <sub>{ends}{len(seeds)} seed{'s' * (len(seeds) > 1)}</sub>"
             cells.append(said)
         still = rows[names[0]].get("start_rmse_rad")
         lines.append("| " + " | ".join([*cells, "-" if still is None else form.format(still)]) + " |")
-    first = next(iter(results["problems"].values()))
-    seeds, each = len(first["rows"][names[0]]["seeds"]), first["episodes"]
+    each = next(iter(results["problems"].values()))["episodes"]
     return (
         "\n".join(lines)
-        + f"\n\nMeans over {seeds} training seeds, least and greatest beside them, {each} starts each; settings "
-        "were chosen on other starts. Commands, settings, data and all figures are in "
+        + f"\n\nMeans over training seeds, least and greatest beside them, {each} starts each; settings were chosen "
+        "on other starts. Command, settings, data and all figures are in "
         "[sequence_plans.json](docs/results/sequence_plans.json).\n"
     )
 

@@ -265,6 +265,7 @@ def test_faults_are_one_line(made: Made) -> None:
         load_sequence_recipe(None, ["network.transition.history=1"], {})
     for config, settings, said in (
         (SequenceConfig, {"levels": 1}, "levels >= 2"),
+        (SequenceConfig, {"fresh": 4}, "fresh < plans"),
         (SequenceConfig, {"level": 0.9}, "level < again <= first"),
         (SequenceConfig, {"temperature": -1.0}, "temperature"),
         (GradientConfig, {"rate": 0.0}, "rate = 0"),

@@ -30,6 +30,8 @@ class SequenceConfig:
 
     horizon: int = 16  # control steps
     plans: int = 4  # chains a start; the one of least energy plus cost is followed
+    fresh: int = 0  # of them, chains that set out anew at each plan: a way around what the others are stuck at
+    correlation: float = 0.0  # from step to step of the noise that chains set out from; near 1, they go far apart
     weight: float = 30.0  # of the task cost; far above 1,000, plans leave the data
     level: float = 0.4  # noise level at which dsm's energy judges plans, and the last of its ladder
     first: float = 1.0  # the first
@@ -53,6 +55,11 @@ class SequenceConfig:
             raise EbmtrajError(
                 f"sequence plan: level = {self.level}, again = {self.again}, first = {self.first}; "
                 "it needs 0 < level < again <= first"
+            )
+        if not 0 <= self.fresh < self.plans or not 0 <= self.correlation < 1:
+            raise EbmtrajError(
+                f"sequence plan: fresh = {self.fresh}, plans = {self.plans}, correlation = {self.correlation}; it needs "
+                "0 <= fresh < plans and 0 <= correlation < 1"
             )
         self.sampler(cold=True)
 
@@ -100,11 +107,12 @@ def plan_sequences(
     `EbmtrajError` where a chain does not stay finite.
     """
     fold, horizon = (len(start), config.plans), horizon or config.horizon
-    if last is None:
-        x = torch.empty(len(start) * config.plans, horizon, energy.transitions.event, device=start.device)
-        x.normal_(generator=generator)
-    else:
-        x = _moved_on(last, config.every)[:, :horizon]
+    x = torch.empty(*fold, horizon, energy.transitions.event, device=start.device).normal_(generator=generator)
+    for t in range(1, horizon):
+        x[:, :, t] = config.correlation * x[:, :, t - 1] + (1 - config.correlation**2) ** 0.5 * x[:, :, t]
+    if last is not None:
+        x[:, : config.plans - config.fresh] = _moved_on(last, config.every)[:, : config.plans - config.fresh, :horizon]
+    x = x.flatten(0, 1)
     rows = torch.arange(len(start), device=start.device).repeat_interleave(config.plans)
     each = task.rows(rows)
     context = SequenceContext(start[rows], lambda *path: each.cost(Path.sequence(*path)))
@@ -121,13 +129,13 @@ def plan_sequences(
 
 
 def _moved_on(last: SequencePlan, steps: int) -> Tensor:
-    """The last plan's coordinates `(B * N, T, D)`, some steps on, with the base's mean at the end.
+    """The last plan's coordinates `(B, N, T, D)`, some steps on, with the base's mean at the end.
 
     The first chain goes on with the best plan, the others each with their own.
     """
     x = last.coordinates.clone()
     x[:, 0] = last.of_best(last.coordinates)
-    return torch.cat((x[:, :, steps:], torch.zeros_like(x[:, :, :steps])), dim=2).flatten(0, 1)
+    return torch.cat((x[:, :, steps:], torch.zeros_like(x[:, :, :steps])), dim=2)
 
 
 class SequencePlanner:
