@@ -14,6 +14,8 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core for both
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import statistics
 import sys
@@ -131,7 +133,9 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     if given.out:
         command = "python benchmarks/ess.py " + " ".join(sys.argv[1:])
-        facts = {"command": command, "machine": machine(), "versions": versions(), "dimensions": DIMENSIONS, "stiff": STIFF}
+        peers = {name: importlib.metadata.version(name) for name in ("blackjax", "jax") if importlib.util.find_spec(name)}
+        facts = {"command": command, "machine": machine(), "versions": {**versions(), **peers}}
+        facts |= {"dimensions": DIMENSIONS, "stiff": STIFF}
         write_json(given.out, {**facts, "step_size": step, "rounds": given.rounds, "rows": rows})
 
 

@@ -123,6 +123,22 @@ def test_forward_and_reverse_passes_know_a_constant_exactly() -> None:
     torch.testing.assert_close(reverse.log_weight, torch.full((7,), -1.7).double())
 
 
+def test_weights_are_unbiased_in_however_few_steps() -> None:
+    """Their mean is Z forward and 1 / Z in reverse, whatever the path: 3 temperatures, from N(0, 1) to N(0.5, 0.6^2)."""
+    start = base(1, 1.0)
+
+    def energy(x: Tensor, context: Any) -> Tensor:
+        return 0.5 * ((x[:, 0] - 0.5) / 0.6) ** 2
+
+    log_z = math.log(0.6) + 0.5 * math.log(2 * math.pi)
+    exact = 0.5 + 0.6 * torch.empty(100_000, 1, dtype=torch.float64).normal_(generator=seeded(3))
+    config = AISConfig(temperatures=3, particles=100_000, transitions=2, spacing="linear")
+    found = log_normaliser(energy, start, config, exact=exact, generator=seeded())
+    assert abs(found.lower - log_z) < 3.5 * found.error
+    weight = torch.exp(found.reverse.log_weight + log_z)
+    assert abs(weight.mean() - 1) < 3.5 * weight.std() / 100_000**0.5
+
+
 def test_a_wrong_chain_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, samples = ring_on_a_grid()
     right = module.hamiltonian_step
