@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -364,7 +365,7 @@ def methods_table(results: dict[str, Any]) -> str:
 
 def _settings(command: str) -> str:
     """`train KIND` and the settings of a training's command, without data and run."""
-    words = command.split()
+    words = shlex.split(command)
     options = [word for before, word in pairwise(words) if before == "--set"]
     return " ".join(["`train", words[2], *options]) + "`"
 
