@@ -1,7 +1,8 @@
 """Plans of whole state sequences, carried out: a particle among obstacles not in its data, Reacher, joint poses of the hand.
 
 Rows beside them: the same trajectory optimisation through a feed-forward model, and what needs no plan. Settings were chosen
-on the starts of --start-seed 500. Runs that are there and finished are only measured; stores are collected where missing.
+on the starts of --start-seed 500. Runs that are there and finished are only measured, figures that --out holds under the
+same settings are kept, and stores are collected where missing.
 
     python benchmarks/sequence_plans.py --hand hand.zarr --out docs/results/sequence_plans.json
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,7 @@ from ebmtraj.trajectories.sequence_model import SequenceModel
 from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
 from ebmtraj.trajectories.terms.joints import JointPose
 
+COMMAND = "python benchmarks/sequence_plans.py --hand hand.zarr --out docs/results/sequence_plans.json"
 FC = ("model=fc", "actions=true", "network.space=delta", "network.spectral=false", "training.learning_rate=2e-3")
 OBSTACLES = " + ".join(f"obstacle centre={x},{y} radius={r} margin=0.04 weight=100" for x, y, r in DISCS)
 
@@ -82,8 +83,8 @@ PROBLEMS = {
             "fc": Training("transition", (*FC, "training.steps=5000")),
         },
         rows={
-            "energy": ("sequence", ("horizon=10", "weight=1000")),
-            "feed-forward": ("fc", ("horizon=10",)),
+            "energy": ("sequence", ("horizon=10", "weight=1000", "every=2")),
+            "feed-forward": ("fc", ("horizon=10", "every=2")),
         },
         env="Reacher-v5",
     ),
@@ -91,9 +92,9 @@ PROBLEMS = {
         task="joint-pose when=end",
         steps=25,
         store=None,
-        training={"sequence": Training("sequence", ("training.steps=18000",))},
+        training={"sequence": Training("sequence", ("training.steps=18000", "network.transition.gaussianise=false"))},
         rows={
-            "energy": ("sequence", ("horizon=10", "weight=3000", "deadline=25")),
+            "energy": ("sequence", ("horizon=10", "weight=3000", "every=3", "deadline=25")),
             "inverse model alone": ("sequence", ()),
         },
         env="hand-cube",
@@ -162,7 +163,7 @@ def measured(problem: Problem, row: str, model: Any, settings: tuple[str, ...], 
     return {**goal_measures(found, task), "drop_rate": float(found.dropped.double().mean()), "ms_per_step": each}, used
 
 
-def summary(seeds: dict[int, dict[str, float]]) -> dict[str, Any]:
+def summary(seeds: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Means over training seeds, the standard error of that mean, and each seed's figures."""
     names = next(iter(seeds.values()))
     values = {name: np.array([found[name] for found in seeds.values()]) for name in names}
@@ -171,27 +172,34 @@ def summary(seeds: dict[int, dict[str, float]]) -> dict[str, Any]:
     return {**mean, **se, "seeds": seeds}
 
 
-def run(name: str, problem: Problem, options: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    """All rows of one problem."""
+def run(name: str, problem: Problem, options: Any, kept: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Measure all rows of one problem into `kept`, which may hold some of it already, calling `keep` after each."""
     data = str(options.hand if problem.store is None else options.runs / f"{name}.zarr")
     if problem.store is not None:
         collect(data, problem.store, resume=True)
-    rows: dict[str, Any] = {}
+    facts = {"start_seed": options.start_seed, "episodes": options.episodes, "task": problem.task, "steps": problem.steps}
+    if {key: kept.get(key) for key in facts} != facts:
+        kept.clear()
+    made = None if problem.store is None else dataclasses.asdict(problem.store)
+    kept.update(facts, env_kwargs=problem.env_kwargs, data=made)
+    rows = kept.setdefault("rows", {})
     for row, (need, settings) in problem.rows.items():
-        settings = (*settings, *options.set)
         if options.rows and row not in options.rows:
             continue
-        training, seeds = problem.training[need], {}
-        for seed in options.seeds:
+        training, settings = problem.training[need], (*settings, *options.set)
+        seeds = rows[row]["seeds"] if rows.get(row, {}).get("chosen") == list(settings) else {}
+        for seed in (seed for seed in options.seeds if str(seed) not in seeds):
             path = options.runs / f"{name}-{need}-{seed}"
             if not (path / "checkpoints" / "best.safetensors").exists():
                 result = training.train(training.recipe(data, seed), path)
-                say(f"{path}: trained in {result.seconds:.0f} s")
-            seeds[seed], used = measured(problem, row, training.load(path), settings, options.start_seed, options)
-            say(f"{name}, {row}, seed {seed}: " + ", ".join(f"{key} {value:.4g}" for key, value in seeds[seed].items()))
-        rows[row] = {**summary(seeds), "settings": used, "training": training.command(f"{name}.zarr", "RUN")}
-    made = None if problem.store is None else dataclasses.asdict(problem.store)
-    return {"task": problem.task, "steps": problem.steps, "env_kwargs": problem.env_kwargs, "data": made, "rows": rows}
+                print(f"{path}: trained in {result.seconds:.0f} s", flush=True)
+            found, used = measured(problem, row, training.load(path), settings, options.start_seed, options)
+            seeds[str(seed)] = found
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
+            print(f"{name}, {row}, seed {seed}: {shown}", flush=True)
+            command = training.command("STORE", "RUN")
+            rows[row] = {**summary(seeds), "chosen": list(settings), "settings": used, "training": command}
+            keep()
 
 
 def main() -> None:
@@ -205,19 +213,20 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="a setting of every row's controller, to choose by")
     parser.add_argument("--hand", default="hand.zarr", help="store of the hand")
     parser.add_argument("--runs", type=Path, default=Path("runs/sequence_plans"))
-    parser.add_argument("--out", type=Path, help="write the figures as JSON; other problems in it are kept")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON; what is in it under the same settings is kept")
     options = parser.parse_args()
     use_threads(1)
     options.runs.mkdir(parents=True, exist_ok=True)
     before = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    found = dict(before.get("problems", {}))
-    for name in options.problems:
-        command = " ".join(["python", "benchmarks/sequence_plans.py", *sys.argv[1:]])
-        facts = {"command": command, "start_seed": options.start_seed, "episodes": options.episodes}
-        found[name] = {**facts, **run(name, PROBLEMS[name], options, lambda line: print(line, flush=True))}
+    problems: dict[str, Any] = before.get("problems", {})
+
+    def keep() -> None:
         if options.out:
-            result = {"machine": machine(), "versions": versions(), "problems": found}
+            result = {"command": COMMAND, "machine": machine(), "versions": versions(), "problems": problems}
             options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    for name in options.problems:
+        run(name, PROBLEMS[name], options, problems.setdefault(name, {}), keep)
 
 
 if __name__ == "__main__":

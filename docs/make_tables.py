@@ -278,6 +278,36 @@ def long_table(results: dict[str, Any]) -> str:
     )
 
 
+def sequence_plans_table(results: dict[str, Any]) -> str:
+    """Plans of whole state sequences and what they are compared with, as markdown."""
+    asked = {
+        "particle": ("point at its goal, no obstacle touched; none was in the data", "success_rate", "{:.0%}"),
+        "reacher": ("Reacher's fingertip within 2 cm", "success_rate", "{:.0%}"),
+        "hand": ("joints of the hand after 25 steps, rad off", "rmse_rad", "{:.3f}"),
+    }
+    names = list(dict.fromkeys(row for problem in results["problems"].values() for row in problem["rows"]))
+    lines = [f"| | {' | '.join(names)} | holding still |", "| --- |" + " ---: |" * (len(names) + 1)]
+    for name, (title_, measure, form) in asked.items():
+        rows, cells = results["problems"][name]["rows"], [title_]
+        for row in names:
+            said = "-"
+            if row in rows:
+                said = form.format(rows[row][measure])
+                seeds = [found[measure] for found in rows[row]["seeds"].values()]
+                said += f" <sub>{form.format(min(seeds))}–{form.format(max(seeds))}</sub>"
+            cells.append(said)
+        still = rows[names[0]].get("start_rmse_rad")
+        lines.append("| " + " | ".join([*cells, "-" if still is None else form.format(still)]) + " |")
+    first = next(iter(results["problems"].values()))
+    seeds, each = len(first["rows"][names[0]]["seeds"]), first["episodes"]
+    return (
+        "\n".join(lines)
+        + f"\n\nMeans over {seeds} training seeds, least and greatest beside them, {each} starts each; settings "
+        "were chosen on other starts. Commands, settings, data and all figures are in "
+        "[sequence_plans.json](docs/results/sequence_plans.json).\n"
+    )
+
+
 def plans_table(results: dict[str, Any]) -> str:
     """Controllers side by side, as markdown."""
     protocol, machine = results["protocol"], results["protocol"]["machine"]
@@ -352,6 +382,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "composed": ("composed", composed_table),
     "plans-methods": ("plans", methods_table),
     "curves": ("learning_curves", curves_table),
+    "sequences": ("sequence_plans", sequence_plans_table),
 }
 
 

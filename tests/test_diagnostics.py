@@ -137,7 +137,7 @@ def test_tempering_crosses_what_a_chain_does_not() -> None:
 
 
 def test_swaps_move_whole_replicas_by_the_rule() -> None:
-    from ebmtraj.samplers.mcmc import State
+    from ebmtraj.samplers.kernel import State
 
     energies = torch.tensor([[5.0, 1.0], [1.0, 5.0], [0.0, 7.0]])
     x = torch.arange(6.0).view(6, 1)

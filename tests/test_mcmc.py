@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ebmtraj.samplers import mcmc
+from ebmtraj.samplers.kernel import State, hamiltonian_step, select
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
-from ebmtraj.samplers.mcmc import HMCConfig, MALAConfig, State, hamiltonian_step, hmc, mala
+from ebmtraj.samplers.mcmc import HMCConfig, MALAConfig, hmc, mala
 
 torch.set_num_threads(1)
 SEEDS = range(5)
@@ -134,7 +135,7 @@ def test_a_wrong_acceptance_is_seen(chain: str, fault: str, monkeypatch: pytest.
         }[fault]
         is_accepted = log_uniform < -log
         proposal = proposal._replace(is_accepted=is_accepted & (log_uniform < -0.05))
-        return mcmc.select(is_accepted, new, state), proposal
+        return select(is_accepted, new, state), proposal
 
     monkeypatch.setattr(mcmc, "hamiltonian_step", wrong)
     assert max(worst(chain, "mixture", seed) for seed in SEEDS[:2]) > 5

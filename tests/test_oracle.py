@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.samplers.diagnostics import effective_sample_size, split_chains, split_rhat
-from ebmtraj.samplers.mcmc import State, hamiltonian_step
+from ebmtraj.samplers.kernel import State, hamiltonian_step
 
 blackjax: Any = pytest.importorskip("blackjax", reason="needs the extra `oracle`")
 jax: Any = pytest.importorskip("jax")

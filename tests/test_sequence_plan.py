@@ -35,7 +35,7 @@ from ebmtraj.trajectories.sequence_fit import load_sequence_model, load_sequence
 from ebmtraj.trajectories.sequence_model import SequenceModel
 from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlan, SequencePlanner, plan_sequences
 
-FAST = SequenceConfig(horizon=10)
+FAST = SequenceConfig(horizon=10, levels=3, steps=5)
 
 
 class RandomWalk(TransitionCoordinates):
@@ -79,16 +79,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("particle")
     store = str(folder / "s.zarr")
     collect(store, CollectConfig(env=PARTICLE_ID, episodes=150, steps=40, seed=3))
-    brief = ["training.steps=1200", "training.batch=256", "network.transition.width=64", "network.inverse.width=64"]
+    brief = ["training.steps=900", "training.batch=128", "network.transition.width=64", "network.inverse.width=64"]
     train_sequence(load_sequence_recipe(None, brief, {"data": store}), folder / "sequence", device="cpu")
     models = {}
     for name, actions, network, steps in (
-        ("dsm", True, ["network.width=64", "network.history=0", "network.previous_control=false"], 500),
-        ("cd", False, ["network.width=64", "network.sampler.steps=10"], 300),
-        ("fc", True, ["network.space=delta", "network.spectral=false", "network.width=64"], 500),
+        ("dsm", True, ["network.width=64", "network.history=0", "network.previous_control=false"], 400),
+        ("cd", False, ["network.width=64", "network.sampler.steps=10"], 200),
+        ("fc", True, ["network.space=delta", "network.spectral=false", "network.width=64"], 300),
     ):
         given = {"model": name, "actions": actions, "data": store}
-        recipe = load_recipe(None, [*network, f"training.steps={steps}", "training.batch=256"], given)
+        recipe = load_recipe(None, [*network, f"training.steps={steps}", "training.batch=128"], given)
         train_transition(recipe, folder / name, device="cpu")
         models[name], _ = load_model(folder / name / "checkpoints" / "best.safetensors")
     return load_sequence_model(folder / "sequence")[0], models, folder
@@ -146,7 +146,7 @@ def test_executed_in_the_environment(made: Made) -> None:
         "energy": SequencePlanner(sequence.transition, sequence.act, replace(FAST, every=2)),
         "energy of actions": SequencePlanner(models["dsm"], config=replace(FAST, every=2)),
         "gradient": GradientPlanner(models["fc"], GradientConfig(10, samples=2, iterations=8, every=2)),
-        "by a deadline": SequencePlanner(sequence.transition, sequence.act, replace(FAST, deadline=14)),
+        "by a deadline": SequencePlanner(sequence.transition, sequence.act, replace(FAST, every=2, deadline=14)),
     }
     for name, controller in controllers.items():
         found = execute(env, controller, task, ExecuteConfig(2, 14, seed=1), start=START)

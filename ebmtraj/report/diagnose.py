@@ -17,8 +17,9 @@ from ebmtraj.device import generator
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.report.assess import load_run
 from ebmtraj.report.style import GREY, label_axis, look, new_figure, save
+from ebmtraj.samplers.backends import Energy
 from ebmtraj.samplers.diagnostics import autocovariance, effective_sample_size, split_rhat
-from ebmtraj.samplers.langevin import Energy, Info
+from ebmtraj.samplers.langevin import Info
 from ebmtraj.samplers.mcmc import MALAConfig, mala
 from ebmtraj.trajectories.registry import ENERGIES
 from ebmtraj.trajectories.transition import PairModel, TiltedModel

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.samplers.backends import BACKENDS, Backend, Energy
 from ebmtraj.samplers.checks import FirstFault, check_chain, check_finite, rows
-from ebmtraj.samplers.langevin import BACKENDS, Energy, frozen
-from ebmtraj.samplers.mcmc import Noise, State, Target, hamiltonian_step, target_of
+from ebmtraj.samplers.kernel import Noise, State, Target, hamiltonian_step, target_of
+from ebmtraj.samplers.langevin import frozen
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class AISConfig:
     step_size: float = 0.5  # of a leapfrog step, in the Gaussian's standard deviations: where the pilot begins
     target: float = 0.6  # acceptance that the pilot seeks at each temperature
     pilot: int = 128  # particles that go ahead to find the schedule, so that it is fixed for those that count
-    backend: Literal["auto", "autograd", "analytic"] = "auto"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         counts = (self.temperatures, self.particles, self.transitions, self.leapfrog, self.pilot)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.samplers.langevin import Energy
+from ebmtraj.samplers.backends import Energy
 from ebmtraj.samplers.registry import SamplerConfig, sample
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,8 @@ from torch.nn.utils import parametrize
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.samplers.anneal import Ladder, predict
-from ebmtraj.samplers.checks import check_chain, check_energy, check_finite, check_gradient, check_scale, name_of, rows
-
-Energy = Callable[..., Tensor]  # (x (B, *event), context[, level]) -> (B,)
-BACKENDS = ("auto", "autograd", "analytic")
+from ebmtraj.samplers.backends import Backend, Energy, gradient_of
+from ebmtraj.samplers.checks import check_chain, check_finite, check_scale, rows
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class LangevinConfig:
     scale: tuple[float, ...] | None = None  # preconditioner: a length an entry of the event, squared into step and noise
     clip: float | None = None  # bound on each entry of the gradient
     ladder: Ladder | None = None  # annealed noise levels for an energy that takes a level
-    backend: Literal["auto", "autograd", "analytic"] = "auto"  # analytic: the energy's own `gradient`
+    backend: Backend = "auto"  # how the gradient is computed, see `backends`
     record: bool = False  # keep the energy and gradient norm of each step in Info
     keep: int = 0  # keep every so manieth state in Info; 0: none
 
@@ -174,61 +172,6 @@ def _chain(
         acceptance=None,
         states=torch.stack(states) if states else None,
     )
-
-
-def gradient_of(energy: Energy, backend: str = "auto") -> Callable[..., Tensor]:
-    """The input gradient of an energy: its own closed form where it has one, else autograd (the reference)."""
-    if _closed_form(energy, backend):
-
-        def analytic(x: Tensor, *conditions: Any) -> Tensor:
-            g: Tensor = energy.gradient(x, *conditions)  # type: ignore[attr-defined]
-            check_gradient(energy, g, x)
-            return g
-
-        return analytic
-    both = _autograd(energy)
-    return lambda x, *conditions: both(x, *conditions)[1]
-
-
-def value_and_gradient_of(energy: Energy, backend: str = "auto") -> Callable[..., tuple[Tensor, Tensor]]:
-    """Energy `(B,)` and input gradient `(B, *event)` at once, as the samplers that accept or reject need them.
-
-    An energy that shares work between the two may offer `value_and_gradient(x, context)` itself.
-    """
-    closed = _closed_form(energy, backend)
-    own = getattr(energy, "value_and_gradient", None)
-    if own is None and not closed:
-        return _autograd(energy)
-
-    def analytic(x: Tensor, *conditions: Any) -> tuple[Tensor, Tensor]:
-        value, g = own(x, *conditions) if own else (energy(x, *conditions), energy.gradient(x, *conditions))  # type: ignore[attr-defined]
-        check_energy(energy, value, x)
-        check_gradient(energy, g, x)
-        return value, g
-
-    return analytic if backend != "autograd" else _autograd(energy)
-
-
-def _closed_form(energy: Energy, backend: str) -> bool:
-    if backend not in BACKENDS:
-        raise EbmtrajError(f"unknown sampler backend {backend!r}; use one of {', '.join(BACKENDS)}")
-    there = getattr(energy, "gradient", None) is not None
-    if backend == "analytic" and not there:
-        raise EbmtrajError(f"backend 'analytic': {type(energy).__name__} has no closed-form gradient; use 'autograd'")
-    return there and backend != "autograd"
-
-
-def _autograd(energy: Energy) -> Callable[..., tuple[Tensor, Tensor]]:
-    def both(x: Tensor, *conditions: Any) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            value = energy(x, *conditions)
-            check_energy(energy, value, x)
-            if not value.requires_grad:
-                raise EbmtrajError(f"{name_of(energy)} has no gradient in x; compute it from x with torch operations alone")
-            return value.detach(), torch.autograd.grad(value.sum(), x)[0]
-
-    return both
 
 
 def evaluate(energy: Energy, x: Tensor, context: Any, level: Tensor | None) -> Tensor:

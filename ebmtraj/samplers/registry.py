@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.samplers.langevin import Energy, Info, LangevinConfig, langevin
+from ebmtraj.samplers.backends import Energy
+from ebmtraj.samplers.langevin import Info, LangevinConfig, langevin
 from ebmtraj.samplers.mcmc import HMCConfig, MALAConfig, hmc, mala
 from ebmtraj.samplers.tempering import TemperingConfig, tempering
 

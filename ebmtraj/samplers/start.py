@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.samplers.backends import Energy
 from ebmtraj.samplers.checks import check_chain, check_energy, check_finite, name_of
-from ebmtraj.samplers.langevin import Energy, frozen
+from ebmtraj.samplers.langevin import frozen
 
 
 def resample(

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.samplers.adapt import StepSize
+from ebmtraj.samplers.backends import Backend, Energy
 from ebmtraj.samplers.checks import FirstFault, check_chain, check_scale
-from ebmtraj.samplers.langevin import Energy, Info, frozen
-from ebmtraj.samplers.mcmc import (
+from ebmtraj.samplers.kernel import (
     History,
     Noise,
     Proposal,
     State,
     begin,
-    check_metropolis,
     hamiltonian_step,
     target_of,
     within,
 )
+from ebmtraj.samplers.langevin import Info, frozen
+from ebmtraj.samplers.mcmc import check_metropolis
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TemperingConfig:
     scale: tuple[float, ...] | None = None  # a length an entry of the event
     warmup: int = 0  # rounds before the first, in which each temperature's step size adapts to `target`
     target: float = 0.6  # acceptance that they adapt to
-    backend: Literal["auto", "autograd", "analytic"] = "auto"
+    backend: Backend = "auto"
     record: bool = False  # keep energy, gradient norm and energy error of the first temperature in Info
     keep: int = 0  # keep every so manieth state of the first temperature in Info; 0: none
 

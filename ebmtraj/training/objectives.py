@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.samplers.backends import Energy, value_and_gradient_of
 from ebmtraj.samplers.checks import check_energy, check_scale, rows
-from ebmtraj.samplers.langevin import Energy, LangevinConfig, langevin, value_and_gradient_of
+from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.losses import Logs
 
 

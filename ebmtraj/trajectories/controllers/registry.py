@@ -96,7 +96,7 @@ CONTROLLERS: dict[str, Entry] = {
     "ours": _planner("window energy, guided by the task cost"),
     "unguided": _planner("window energy without the task", all={"candidates": 1, "guidance": 0.0}),
     "best-of-32": _planner("window energy, best of 32 by expected cost", all={"candidates": 32, "guidance": 0.0}),
-    "base": _planner("its Gaussian base alone, guided", all={"prior": False}),
+    "base": _planner("its Gaussian base alone, guided", all={"prior": False}, rotate={"reach": 1.3}),
     "base-best-of-32": _planner(
         "its Gaussian base alone, best of 32", all={"prior": False, "candidates": 32, "guidance": 0.0}
     ),
