@@ -90,7 +90,7 @@ def _shooting(about: str, dynamics: str, prior: str | None = None, **settings: M
     def make(trained: Mapping[str, Any], config: ShootingConfig) -> Shooting:
         return Shooting(trained[dynamics], config, None if prior is None else trained[prior])
 
-    return Entry(about, ShootingConfig, make, needs, own, episodes=96 if dynamics == "dynamics-ensemble" else None)
+    return Entry(about, ShootingConfig, make, needs, own, episodes=48)
 
 
 CONTROLLERS: dict[str, Entry] = {
