@@ -310,8 +310,8 @@ def sequence_plans_table(results: dict[str, Any]) -> str:
     )
 
 
-def plans_table(results: dict[str, Any]) -> str:
-    """Controllers side by side, as markdown."""
+def plans_table(results: dict[str, Any], name: str = "plans") -> str:
+    """Controllers side by side, as markdown; `name` is that of the file."""
     protocol, machine = results["protocol"], results["protocol"]["machine"]
     seeds, trained = protocol["seeds"], protocol["data"]["splits"]["train"]
     budgets = [row["train_core_seconds"] for row in results["trainings"] if row.get("train_core_seconds")]
@@ -326,7 +326,7 @@ def plans_table(results: dict[str, Any]) -> str:
         f"episodes), {protocol['steps']} steps; models trained on {trained:,} episodes (random: {rule}){spent}. ms: of "
         "one core, for a control step of one episode in the batch, and of a lone one. Privileged: sees what no state holds, "
         f"the simulator or the memory of the data's policy. {machine['processor']}, {machine['cores']} cores; made by "
-        f"`{protocol['command']}`, every number in [docs/results/plans.json](/docs/results/plans.json).\n"
+        f"`{protocol['command']}`, every number in [docs/results/{name}.json](/docs/results/{name}.json).\n"
     )
 
 
@@ -381,6 +381,8 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "robots": ("robots_reacher", robots_table),
     "long": ("long", long_table),
     "plans": ("plans", plans_table),
+    "plans-seeds": ("plans_seeds", partial(plans_table, name="plans_seeds")),
+    "plans-mixed": ("plans_mixed", partial(plans_table, name="plans_mixed")),
     "composed": ("composed", composed_table),
     "plans-methods": ("plans", methods_table),
     "curves": ("learning_curves", curves_table),
