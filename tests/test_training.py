@@ -22,7 +22,7 @@ from ebmtraj import runs
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Batch, Transitions
 from ebmtraj.energies.transition import ResidualEnergy
-from ebmtraj.errors import EbmtrajError
+from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.runs import Run
 from ebmtraj.training import losses
 from ebmtraj.training.checkpoint import load_tensors, load_weights, save_tensors
@@ -427,6 +427,28 @@ def test_one_bad_step_is_rolled_back_and_logged(
     assert "loss" in event["why"]
     assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
     assert all(v.isfinite().all() for k, v in best(tmp_path / "run").items() if "low" not in k and "high" not in k)
+
+
+def test_a_chain_that_diverges_is_rolled_back_at_once(
+    hand_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a sampler says of a chain that is not finite goes into the metrics, and the training goes on."""
+    from ebmtraj.trajectories.baselines.gaussian import GaussianModel
+
+    calls, honest = [0], GaussianModel._loss
+
+    def loss(self: GaussianModel, batch: Any, generator: torch.Generator) -> Any:
+        calls[0] += self.training
+        if calls[0] == 33 and self.training:
+            raise DivergedError("gradient of chain 2 is not finite at step 3")
+        return honest(self, batch, generator)
+
+    monkeypatch.setattr(GaussianModel, "_loss", loss)
+    result = train(recipe_for(hand_store, "gaussian"), tmp_path / "run")
+    assert (result.rollbacks, result.steps) == (1, 60)
+    (event,) = [row for row in Run(tmp_path / "run").read_metrics() if "event" in row]
+    assert event["event"] == "rolled back"
+    assert event["why"] == "gradient of chain 2 is not finite at step 3"
 
 
 def test_a_roll_back_takes_new_noise_and_a_lower_rate(
