@@ -8,7 +8,10 @@ usage: python docs/make_tables.py [--check] [--from runs/demo]
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -23,6 +26,7 @@ from ebmtraj.report.compare_plans_table import markdown_plans
 from ebmtraj.report.compare_table import COLUMNS, MAIN, markdown_comparison
 from ebmtraj.report.style import ordered, title
 from ebmtraj.report.tables import HEADERS, markdown_table, number
+from ebmtraj.trajectories.costs import TERMS
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/transitions.md", "docs/plans.md")
@@ -353,6 +357,21 @@ def composed_table(results: dict[str, Any]) -> str:
     )
 
 
+def terms_table(results: dict[str, Any]) -> str:
+    """Every term of a task cost with its options and their defaults, as markdown."""
+    rows = []
+    for name, term in TERMS.items():
+        about = inspect.cleandoc(term.__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        own = [f for f in dataclasses.fields(term) if f.name not in ("state_fields", "weight", "field")]
+        options = ", ".join(f"`{f.name}`" + (f" ({f.default:g})" if _plain(f.default) else "") for f in own)
+        rows.append(f"| `{name}` | {about} | {options or '-'} |")
+    return "\n".join(["| term | cost of a path | options (default) |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def _plain(default: Any) -> bool:
+    return isinstance(default, float) and math.isfinite(default)
+
+
 def methods_table(results: dict[str, Any]) -> str:
     """What each controller of the comparison is, as markdown."""
     told, trained = results["protocol"]["rows"], results["protocol"]["trainings"]
@@ -385,6 +404,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "plans-mixed": ("plans_mixed", partial(plans_table, name="plans_mixed")),
     "composed": ("composed", composed_table),
     "plans-methods": ("plans", methods_table),
+    "plans-terms": ("plans", terms_table),
     "curves": ("learning_curves", curves_table),
     "sequences": ("sequence_plans", sequence_plans_table),
 }
