@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -42,16 +43,16 @@ class Overlay(NamedTuple):
     past: ArrayLike | None = None  # (P, S) states so far, which a plane picture shows as a line
 
 
-class Scenery:
+class Scenery(abc.ABC):
     """A model and camera; a subclass says in `pose` how a state sets the joints, and may give what tasks turn."""
 
     def __init__(self, model: mujoco.MjModel, camera: mujoco.MjvCamera) -> None:
         self.model, self.camera, self.options = model, camera, mujoco.MjvOption()
         self.data, self._later = mujoco.MjData(model), mujoco.MjData(model)
 
+    @abc.abstractmethod
     def pose(self, data: mujoco.MjData, state: ArrayLike) -> None:
         """Set a state (S,) and where it puts the bodies; raises `EbmtrajError` on a wrong shape or NaN."""
-        raise NotImplementedError
 
     def ghostly(self, geom: int) -> Colour | None:
         """The colour of a geom where it is planned to be; None leaves it out."""
@@ -63,6 +64,7 @@ class Scenery:
 
     def show_goal(self, scene: mujoco.MjvScene, orientation: NDArray[np.float64]) -> None:
         """Show how a body that a task turns is to stand."""
+        return
 
     def decorate(self, scene: mujoco.MjvScene, overlay: Overlay) -> None:
         """Add to a scene what is planned and asked for, where `data` holds the present."""
