@@ -125,6 +125,7 @@ def _write(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
         data=values,
         chunks=(rows, *values.shape[1:]),
         compressors=[BloscCodec(cname="zstd", clevel=5, typesize=values.itemsize), Crc32cCodec()],
+        config={"write_empty_chunks": True},  # so that a missing chunk is seen
     )
 
 

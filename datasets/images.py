@@ -95,7 +95,12 @@ class ImageStore:
         """All of one array; raises `EbmtrajError` where it is missing or damaged."""
         array = member_array(self._group, self.path, name)
         try:
+            if array.nchunks_initialized < array.nchunks:  # zarr would read zeros
+                missing = f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks"
+                raise EbmtrajError(f"image store {self.path}: {missing} of array {name} are missing; make it again")
             return np.asarray(array[:])
+        except EbmtrajError:
+            raise
         except Exception as error:  # a damaged chunk may fail in zarr, a codec or the file system
             raise EbmtrajError(
                 f"image store {self.path}: array {name} can't be read ({reason_of(error)}); it is damaged: make it again"
@@ -199,3 +204,12 @@ def _shared_out(counts: NDArray[Any], share: float) -> NDArray[np.int64]:
     left = round(float(exact.sum())) - int(whole.sum())
     whole[np.argsort(whole - exact, kind="stable")[:left]] += 1
     return whole
+
+
+def is_image_store(path: str | Path) -> bool:
+    """Whether a readable image store stands at `path`."""
+    text = str(path)
+    if "://" in plain(text) or not Path(plain(text)).expanduser().is_dir():
+        return False
+    group = open_group(str(Path(plain(text)).expanduser()), "r")
+    return group is not None and format_of(text, group) == FORMAT
