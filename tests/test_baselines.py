@@ -24,7 +24,7 @@ from ebmtraj.nets.mixture import MixtureMLP, choose
 from ebmtraj.nets.mlp import GaussianMLP
 from ebmtraj.nets.vector_field import Denoiser
 from ebmtraj.runs import Run
-from ebmtraj.training.loop import TrainingConfig, train
+from ebmtraj.training.loop import train
 from ebmtraj.training.losses import (
     NoiseConfig,
     TimeConfig,
@@ -33,6 +33,7 @@ from ebmtraj.training.losses import (
     gaussian_nll,
     mixture_nll,
 )
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.baselines.flow import integrate
 from ebmtraj.trajectories.fit import load_recipe, train_transition
 from ebmtraj.trajectories.model import TransitionModel

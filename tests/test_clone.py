@@ -17,7 +17,8 @@ from ebmtraj.device import use_threads
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.runs import Run
-from ebmtraj.training.loop import TrainingConfig, train
+from ebmtraj.training.loop import train
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.clone import CloneConfig, CloneModel, goal_label, rotation_to, turn_label
 from ebmtraj.trajectories.clone_fit import load_clone
 

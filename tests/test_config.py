@@ -11,7 +11,7 @@ import pytest
 
 from ebmtraj.config import build, first_difference, from_recipe, merge, parse_overrides, read_toml, to_plain, to_toml
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.training.loop import TrainingConfig
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe
 from ebmtraj.trajectories.registry import MODELS
 

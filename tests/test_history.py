@@ -22,7 +22,9 @@ from ebmtraj.fields import Field
 from ebmtraj.nets.sequence import RecurrentMixture
 from ebmtraj.report.assess import _one_step
 from ebmtraj.runs import Run
-from ebmtraj.training.loop import Stage, TrainingConfig, train
+from ebmtraj.training.loop import train
+from ebmtraj.training.settings import TrainingConfig
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.fit import load_recipe, train_transition
 from ebmtraj.trajectories.history import forgotten, moves
 from ebmtraj.trajectories.model import TransitionModel

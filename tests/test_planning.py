@@ -25,7 +25,8 @@ from ebmtraj.nets.ensemble import EnsembleMLP
 from ebmtraj.policy import evaluate
 from ebmtraj.runs import Run
 from ebmtraj.training.checkpoint import load_tensors
-from ebmtraj.training.loop import TrainingConfig, train
+from ebmtraj.training.loop import train
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.costs import TaskCost, parse_task
 from ebmtraj.trajectories.execute import Execution, fresh_start
 from ebmtraj.trajectories.measure import error, held_out_goals, kept, rotation_task, turned

@@ -17,7 +17,7 @@ from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Past, Transitions
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.checkpoint import load_tensors
-from ebmtraj.training.loop import TrainingConfig
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.training.spread import LossOf, backward, rows_of
 from ebmtraj.trajectories.registry import make_model
 

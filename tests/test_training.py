@@ -27,7 +27,9 @@ from ebmtraj.runs import Run
 from ebmtraj.training import losses
 from ebmtraj.training.checkpoint import load_tensors, load_weights, save_tensors
 from ebmtraj.training.guard import Guard, GuardConfig
-from ebmtraj.training.loop import Result, Stage, TrainingConfig, _plan, _schedule, step_time, steps_within
+from ebmtraj.training.loop import Result, _plan, _schedule, step_time, steps_within
+from ebmtraj.training.settings import TrainingConfig
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
 from ebmtraj.trajectories.registry import load_model, make_model
 
@@ -331,7 +333,7 @@ def given_data(recipe: TransitionRecipe, path: Path, monkeypatch: pytest.MonkeyP
         raise Seen(*(next(iter(each.pieces(10_000)))[0] for each in (data, held_out)), copy.deepcopy(model.normaliser))
 
     with monkeypatch.context() as patch:
-        patch.setattr("ebmtraj.trajectories.training_run.train", look)
+        patch.setattr("ebmtraj.training.run.train", look)
         with pytest.raises(Seen) as seen:
             train(recipe, path)
     return seen.value.args  # type: ignore[return-value]

@@ -17,7 +17,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.samplers.langevin import gradient_of
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
-from ebmtraj.training.loop import Stage
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import MODELS, load_model, make_model, model_class

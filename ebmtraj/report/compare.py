@@ -27,9 +27,10 @@ from ebmtraj.report.compare_rows import TASKS, Row, network_of, recipe_of
 from ebmtraj.report.jobs import BUDGETS, OUTCOME, finite, open_folder, same, set_budgets
 from ebmtraj.runs import cores, read_json, write_json
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
+from ebmtraj.training.run import step_seconds
 from ebmtraj.trajectories.fit import TRANSITION, TransitionRecipe, completed, train_transition
 from ebmtraj.trajectories.rollout import rollout
-from ebmtraj.trajectories.training_run import check_episodes, step_seconds
+from ebmtraj.trajectories.stored import check_episodes
 
 MOST_STARTS = 500  # held-out episodes to start from, unless asked for another number
 SIMULATED_STARTS = 100  # of them, whose futures are simulated again

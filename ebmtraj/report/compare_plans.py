@@ -26,7 +26,7 @@ from ebmtraj.trajectories.controllers.trainings import TRAININGS
 from ebmtraj.trajectories.costs import parse_task
 from ebmtraj.trajectories.measure import Goals, held_out_goals
 from ebmtraj.trajectories.plan_fit import environment_of
-from ebmtraj.trajectories.training_run import check_complete, check_episodes
+from ebmtraj.trajectories.stored import check_complete, check_episodes
 
 GOALS = "goals.safetensors"
 

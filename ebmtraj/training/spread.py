@@ -13,11 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.errors import EbmtrajError
 
 Precision = Literal["fp32", "bf16"]
-Loss = Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[[Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
 @contextlib.contextmanager
@@ -107,7 +106,7 @@ class LossOf(nn.Module):
         self.module, self.loss = module, loss
         self.precision, self.device_type = precision, device.type
 
-    def forward(self, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Any, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss `()` of a batch, and what is logged."""
         with torch.autocast(self.device_type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.loss(batch, noise)
@@ -121,7 +120,7 @@ def shared_loss(module: nn.Module, loss: Loss, precision: Precision, device: tor
     return DistributedDataParallel(own, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def backward(loss_of: nn.Module, batch: Batch, accumulate: int, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def backward(loss_of: nn.Module, batch: Any, accumulate: int, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """Leave the gradient of the mean loss of a joint batch in the parameters; returns this process's loss `()` and logs.
 
     Every process draws the same batch and works through its rows k, k + n, ... of n = processes x `accumulate` parts, each
@@ -149,11 +148,11 @@ def backward(loss_of: nn.Module, batch: Batch, accumulate: int, noise: torch.Gen
     return torch.stack(losses).mean(), means
 
 
-def rows_of(batch: Batch, rows: slice) -> Batch:
+def rows_of(batch: Any, rows: slice) -> Any:
     """Some rows of a batch of any kind."""
     own = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     picked: dict[str, Any] = {
-        name: value[rows] if isinstance(value, Tensor) else value.rows(rows) if isinstance(value, Past) else value
+        name: value[rows] if isinstance(value, Tensor) else value.rows(rows) if hasattr(value, "rows") else value
         for name, value in own.items()
     }
     return dataclasses.replace(batch, **picked)

@@ -17,8 +17,8 @@ from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, slices, total_size
 from ebmtraj.nets.mixture import Mixture, MixtureMLP, choose, pick
-from ebmtraj.training.loop import Stage, Trainable
 from ebmtraj.training.losses import mixture_nll
+from ebmtraj.training.trainable import Stage, Trainable
 from ebmtraj.trajectories.history import forgotten, present, present_size
 from ebmtraj.trajectories.model import check_likelihood, check_network
 

@@ -14,10 +14,12 @@ from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.checkpoint import load_weights
-from ebmtraj.training.loop import Progress, Result, TrainingConfig
+from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.run import Kind, train_run
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.clone import LABELS, CloneConfig, CloneModel
 from ebmtraj.trajectories.plan_fit import windows_of
-from ebmtraj.trajectories.training_run import Kind, environment_of, read_trained, train_run
+from ebmtraj.trajectories.stored import environment_of, open_store, read_trained
 
 
 @dataclass(frozen=True)
@@ -87,4 +89,4 @@ def _fresh(recipe: CloneRecipe, store: Store) -> CloneModel:
         )
 
 
-CLONE = Kind(_fresh, windows_of)
+CLONE = Kind(open_store, _fresh, windows_of)

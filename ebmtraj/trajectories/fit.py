@@ -20,10 +20,12 @@ from ebmtraj.datasets.stream import StreamedTransitions
 from ebmtraj.datasets.windows import SPLITS, TransitionData, Transitions
 from ebmtraj.fields import total_size
 from ebmtraj.runs import Run
-from ebmtraj.training.loop import Progress, Result, TrainingConfig
+from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.run import Kind, check_same, train_run
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.registry import make_model, model_class
-from ebmtraj.trajectories.training_run import Kind, check_same, episode_limit, train_run
+from ebmtraj.trajectories.stored import episode_limit, open_store
 
 
 @dataclass(frozen=True)
@@ -148,4 +150,4 @@ def _same_recipe(recipe: TransitionRecipe, run: Run) -> TransitionRecipe:
     return check_same(dataclasses.replace(recipe, stream=stream), own, run)
 
 
-TRANSITION = Kind(_fresh, _data, _settle, _same_recipe)
+TRANSITION = Kind(open_store, _fresh, _data, _settle, _same_recipe)

@@ -14,7 +14,7 @@ from ebmtraj.datasets.normaliser import Normaliser
 from ebmtraj.datasets.windows import Batch, Past, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
-from ebmtraj.training.loop import Trainable
+from ebmtraj.training.trainable import Trainable
 from ebmtraj.trajectories.history import forgotten, moves
 
 

@@ -15,8 +15,10 @@ from ebmtraj.datasets.ahead import Windows
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.checkpoint import load_weights
-from ebmtraj.training.loop import Progress, Result, TrainingConfig
-from ebmtraj.trajectories.training_run import Kind, environment_of, episode_limit, read_trained, train_run
+from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.run import Kind, train_run
+from ebmtraj.training.settings import TrainingConfig
+from ebmtraj.trajectories.stored import environment_of, episode_limit, open_store, read_trained
 from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
 
 
@@ -107,4 +109,4 @@ def windows_of(store: Store, split: str, recipe: Any, model: Any, device: torch.
     )
 
 
-PLAN = Kind(_fresh, windows_of)
+PLAN = Kind(open_store, _fresh, windows_of)

@@ -20,7 +20,7 @@ from ebmtraj.trajectories.plan_fit import load_plan_model
 from ebmtraj.trajectories.registry import load_model
 from ebmtraj.trajectories.sequence_fit import load_sequence_model
 from ebmtraj.trajectories.sequence_plan import SequenceConfig, SequencePlanner
-from ebmtraj.trajectories.training_run import environment_of, read_trained
+from ebmtraj.trajectories.stored import environment_of, read_trained
 from ebmtraj.trajectories.window import WindowModel
 
 

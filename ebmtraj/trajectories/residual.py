@@ -17,8 +17,8 @@ from ebmtraj.fields import Field
 from ebmtraj.nets.base import TiltedBase
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
-from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import NoiseConfig
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.history import check_history
 from ebmtraj.trajectories.model import TransitionModel, check_network
 from ebmtraj.trajectories.tilted import TiltedLosses

@@ -15,9 +15,11 @@ from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Transitions
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.checkpoint import load_weights
-from ebmtraj.training.loop import Progress, Result, TrainingConfig
+from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.run import Kind, train_run
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.sequence_model import SequenceModel, SequenceNetwork
-from ebmtraj.trajectories.training_run import Kind, environment_of, episode_limit, read_trained, train_run
+from ebmtraj.trajectories.stored import environment_of, episode_limit, open_store, read_trained
 
 
 @dataclass(frozen=True)
@@ -83,4 +85,4 @@ def _transitions(
     return Transitions.load(store, split, actions=True, limit=episode_limit(recipe, split), device=device)
 
 
-SEQUENCE = Kind(_fresh, _transitions)
+SEQUENCE = Kind(open_store, _fresh, _transitions)

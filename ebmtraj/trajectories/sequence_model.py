@@ -15,7 +15,7 @@ from ebmtraj.datasets.windows import Batch, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.nets.mlp import MLP
-from ebmtraj.training.loop import Stage, Trainable
+from ebmtraj.training.trainable import Stage, Trainable
 from ebmtraj.trajectories.model import check_network
 from ebmtraj.trajectories.registry import ENERGIES, MODELS, model_class
 from ebmtraj.trajectories.sequence_coordinates import bounds_of

@@ -17,8 +17,8 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.samplers.buffer import ReplayBuffer
 from ebmtraj.samplers.langevin import LangevinConfig, frozen, langevin
-from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import contrastive_divergence
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.model import TransitionModel, check_network
 from ebmtraj.trajectories.residual import ResidualConfig, ResidualModel
 

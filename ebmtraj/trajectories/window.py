@@ -18,8 +18,8 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.nets.base import Base, TiltedBase
 from ebmtraj.nets.ensemble import EnsembleMLP
-from ebmtraj.training.loop import Stage, Trainable
 from ebmtraj.training.losses import NoiseConfig
+from ebmtraj.training.trainable import Stage, Trainable
 from ebmtraj.trajectories.baselines.field import FieldTransition
 from ebmtraj.trajectories.history import present, present_size
 from ebmtraj.trajectories.model import check_network

@@ -16,8 +16,8 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.vector_field import Denoiser
 from ebmtraj.samplers.anneal import Ladder, predict
-from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.model import TransitionModel, check_network
 
 

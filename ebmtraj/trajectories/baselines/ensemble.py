@@ -17,8 +17,8 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.ensemble import EnsembleGaussianMLP
 from ebmtraj.nets.mixture import choose, pick
-from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import gaussian_nll, mixture_nll
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.history import check_history
 from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_network
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import MLP
-from ebmtraj.training.loop import Stage
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.history import check_history
 from ebmtraj.trajectories.model import TransitionModel, check_network
 

@@ -16,8 +16,8 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import TimeFeatures
 from ebmtraj.nets.vector_field import VectorField
-from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import TimeConfig, flow_matching
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.model import TransitionModel, check_network
 
 

@@ -13,8 +13,8 @@ from ebmtraj.datasets.normaliser import check_scaling
 from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.fields import Field
 from ebmtraj.nets.mlp import GaussianMLP
-from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import gaussian_nll
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_network
 
 

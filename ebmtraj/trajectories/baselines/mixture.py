@@ -15,8 +15,8 @@ from ebmtraj.datasets.windows import Batch, Past
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mixture import MixtureMLP, choose, pick
-from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import mixture_nll
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_network
 
 

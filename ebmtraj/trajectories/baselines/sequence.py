@@ -16,8 +16,8 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.nets.mixture import Mixture, choose, pick
 from ebmtraj.nets.sequence import RecurrentMixture
-from ebmtraj.training.loop import Stage
 from ebmtraj.training.losses import mixture_nll
+from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.history import check_history, forgotten, moves
 from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_network
 

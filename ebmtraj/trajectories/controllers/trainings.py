@@ -13,12 +13,12 @@ import torch
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.loop import Result
+from ebmtraj.training.run import CHECKPOINT, Kind, step_seconds, train_run
 from ebmtraj.trajectories.clone_fit import CLONE, load_clone, load_clone_recipe
 from ebmtraj.trajectories.fit import TRANSITION, load_recipe
 from ebmtraj.trajectories.plan_fit import PLAN, load_plan_model, load_plan_recipe
 from ebmtraj.trajectories.registry import load_model
 from ebmtraj.trajectories.sequence_fit import SEQUENCE, load_sequence_model, load_sequence_recipe
-from ebmtraj.trajectories.training_run import CHECKPOINT, Kind, step_seconds, train_run
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a store to a trained model of any kind in a run directory, and back from there."""
+"""From a store to a trained model of any kind in a run directory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from ebmtraj import config as recipes
-from ebmtraj.datasets.store import Store
 from ebmtraj.device import choose_device, describe, use_threads
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.fields import Field, fields_from_json
 from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
 from ebmtraj.training.checkpoint import load_tensors
-from ebmtraj.training.loop import Progress, Result, TrainingConfig, step_time, steps_within, train
+from ebmtraj.training.loop import Progress, Result, step_time, steps_within, train
+from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.training.spread import check_parts, from_main, is_main, joined, processes, wait
 
 CHECKPOINT = Path("checkpoints") / "best.safetensors"
@@ -42,12 +41,21 @@ class KeptRecipe(Protocol):
 Recipe = TypeVar("Recipe", bound=KeptRecipe)
 
 
+class Source(Protocol):
+    """A store of any kind: what is trained on has a name for its exact content."""
+
+    @property
+    def content_hash(self) -> str | None:
+        """The same for the same data, wherever it lies."""
+
+
 class Kind(NamedTuple):
     """How a kind of model is made and fed: what `train_run` has to be told."""
 
-    fresh: Callable[[Any, Store], Any]  # (recipe, store) -> the model before its first step
-    data: Callable[[Store, str, Any, Any, torch.device], Any]  # (store, split, recipe, model, device) -> what it is fed
-    settle: Callable[[Any, Store, torch.device], Any] = lambda recipe, store, device: recipe  # what a new run decides
+    open: Callable[[Any], Any]  # (recipe) -> the store, a `Source`; raises `EbmtrajError` where it is not fit
+    fresh: Callable[[Any, Any], Any]  # (recipe, store) -> the model before its first step
+    data: Callable[[Any, str, Any, Any, torch.device], Any]  # (store, split, recipe, model, device) -> its `Examples`
+    settle: Callable[[Any, Any, torch.device], Any] = lambda recipe, store, device: recipe  # what a new run decides
     same: Callable[[Any, Run], Any] | None = None  # (recipe, run) -> the run's own recipe; `same_recipe` without it
 
 
@@ -81,9 +89,7 @@ def _train_run(
     on_progress: Callable[[Progress], None],
 ) -> tuple[Result, Recipe]:
     use_threads(recipe.training.threads)
-    store = Store.open(recipe.data)
-    check_complete(store)
-    check_episodes(recipe.training, store)
+    store: Source = kind.open(recipe)
     recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
     going_on = resume and (path / "config.toml").exists()
     if going_on:
@@ -118,85 +124,16 @@ def step_seconds(kind: Kind, recipe: KeptRecipe) -> float:
     """Seconds of one CPU core that an optimiser step of this recipe takes, all stages by their shares; nothing is kept.
 
     Its own core's time, whatever else the machine does meanwhile. On the validation split, which is read sooner: a step
-    takes as long, however many transitions there are.
+    takes as long, however many examples there are.
     """
     where = torch.device("cpu")
     use_threads(1)
-    store = Store.open(recipe.data)
+    store: Source = kind.open(recipe)
     recipe = kind.settle(recipe, store, where)
     model = kind.fresh(recipe, store)
     with closing(kind.data(store, "validation", recipe, model, where)) as data:
         model.prepare(data)
         return step_time(model, data, recipe.training, clock=time.thread_time)
-
-
-class Trained(NamedTuple):
-    """What a finished run holds, before a model is made of it."""
-
-    path: Path  # of the checkpoint
-    header: dict[str, Any]
-    tensors: dict[str, Tensor]
-    state_fields: tuple[Field, ...]
-    action_fields: tuple[Field, ...]
-    network: dict[str, Any]
-    environment: dict[str, Any]  # what `make_batch` is given
-
-    @property
-    def kind(self) -> str:
-        """What was trained, as its header says."""
-        return str(self.header.get("kind"))
-
-    def refuse(self, message: str) -> EbmtrajError:
-        """The error that names this checkpoint."""
-        return EbmtrajError(f"checkpoint {self.path}: {message}")
-
-
-def read_trained(run: Path, command: str) -> Trained:
-    """What a finished run of `ebmtraj train COMMAND` holds.
-
-    Raises `EbmtrajError` where there is no such run, it is not finished, or damaged. Its kind is the caller's to check.
-    """
-    Run.open(run, f"train {command}")
-    path = run / CHECKPOINT
-    if not path.exists():
-        raise EbmtrajError(f"run {run} is not finished; go on with: ebmtraj train {command} --run {run} --resume ...")
-    header, tensors = load_tensors(path)
-    try:
-        network, environment = dict(header["network"]), dict(header.get("environment", {}))
-        state_fields, action_fields = (fields_from_json(header[name]) for name in ("state_fields", "action_fields"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
-    return Trained(path, header, tensors, state_fields, action_fields, recipes.to_plain(network), environment)
-
-
-def environment_of(store: Store) -> dict[str, Any]:
-    """In which simulator plans learnt from a store can be carried out: what `make_batch` is given."""
-    said = store.attributes.get("env_attributes", {}).get("state")
-    return {"env": store.attributes["env"], "env_kwargs": store.attributes["env_kwargs"], "state": said or "auto"}
-
-
-def episode_limit(recipe: KeptRecipe, split: str) -> int | None:
-    """How many episodes of a split are used; None: all."""
-    return (recipe.training.episodes or None) if split == "train" else None
-
-
-def check_complete(store: Store) -> None:
-    """Raise `EbmtrajError` for a store that is not finished: it may still change, and no hash says what was trained on."""
-    if not store.complete:
-        raise EbmtrajError(
-            f"store {store.path} is not finished; go on with the command that made it and --resume "
-            f"(with --episodes {max(1, store.episodes)} it ends as it is)"
-        )
-
-
-def check_episodes(training: TrainingConfig, store: Store) -> None:
-    """Raise `EbmtrajError` where the recipe asks for more training episodes than the store has."""
-    held, asked = len(store.split("train")), training.episodes
-    if asked > held:
-        raise EbmtrajError(
-            f"training.episodes = {asked}, but the training split of store {store.path} has {held}; give at most that many, "
-            "or 0 for all"
-        )
 
 
 def same_recipe(recipe: Recipe, run: Run) -> Recipe:
@@ -218,3 +155,15 @@ def check_same(recipe: Recipe, own: Recipe, run: Run) -> Recipe:
             f"run {run.path} was begun with {key} = {had!r}, not {wants!r}; {mend}, or start anew with --overwrite"
         )
     return dataclasses.replace(own, data=recipe.data)
+
+
+def read_run(run: Path, command: str) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """The checkpoint of a finished run of `ebmtraj train COMMAND`: its path, header and tensors.
+
+    Raises `EbmtrajError` where there is no such run, it is not finished, or damaged. Its kind is the caller's to check.
+    """
+    Run.open(run, f"train {command}")
+    path = run / CHECKPOINT
+    if not path.exists():
+        raise EbmtrajError(f"run {run} is not finished; go on with: ebmtraj train {command} --run {run} --resume ...")
+    return path, *load_tensors(path)
