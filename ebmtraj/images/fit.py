@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,15 @@ import torch
 
 from ebmtraj import config as recipes
 from ebmtraj.datasets.images import ImageStore, open_images
+from ebmtraj.device import choose_device, describe, use_threads
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageData
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.registry import image_model_class, make_image_model
+from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
+from ebmtraj.training.checkpoint import load_tensors, save_tensors
 from ebmtraj.training.loop import Progress, Result
-from ebmtraj.training.run import Kind, train_run
+from ebmtraj.training.run import CHECKPOINT, Kind, same_recipe, train_run
 from ebmtraj.training.settings import TrainingConfig
 
 
@@ -67,7 +71,37 @@ def train_image(
     With `resume`, an unfinished run goes on under its own recipe, to the same bits on CPU; a run that is not there yet is
     begun. Raises `EbmtrajError` where the store or run is not fit, or training diverges for good.
     """
+    if image_model_class(recipe.model).closed_form:
+        return fit_closed(recipe, path, device=device, resume=resume, overwrite=overwrite)
     return train_run(IMAGE, recipe, path, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
+
+
+def fit_closed(
+    recipe: ImageRecipe, path: Path, *, device: str = "auto", resume: bool = False, overwrite: bool = False
+) -> tuple[Result, ImageRecipe]:
+    """As `train_image`, for a model that is fitted in closed form: its validation loss is -log p of the validation images."""
+    where = choose_device(device)
+    use_threads(recipe.training.threads)
+    store = _open(recipe)
+    recipe = dataclasses.replace(recipe, content_hash=store.content_hash)
+    if resume and (path / CHECKPOINT).exists():
+        recipe = same_recipe(recipe, Run.open(path))
+        facts, _ = load_tensors(path / CHECKPOINT)
+        return Result(0, facts["seconds"], facts["validation"], 0), recipe
+    run = Run.create(path, overwrite=overwrite or resume)
+    write_json(path / "versions.json", {**versions(), **machine(), **describe(where)})
+    write_atomic(run.config, recipes.to_toml(recipe))
+    began = time.perf_counter()
+    model = _fresh(recipe, store).to(where)
+    model.prepare(_data(store, "train", recipe, model, where))
+    seconds = round(time.perf_counter() - began, 3)
+    held_out = ImageData.load(store, "validation", where, limit=recipe.training.validation)
+    label = held_out.label if recipe.conditional else None
+    with torch.no_grad():
+        validation = float(-model.log_density(held_out.pixels, 0.0, label).mean())
+    facts = {"steps": 0, "validation": validation, "seconds": seconds}
+    save_tensors(path / CHECKPOINT, model.eval().state_dict(), {**model.header(), **facts})
+    return Result(0, seconds, validation, 0), recipe
 
 
 def _open(recipe: ImageRecipe) -> ImageStore:

@@ -30,6 +30,7 @@ class ImageModel(Trainable):
     conditional_defaults: ClassVar[dict[str, Any]] = {}  # of the recipe's `network`, for models that are given labels
     classifies: ClassVar[bool] = False  # whether it has `logits`
     labelled: ClassVar[bool] = False  # whether it can only be trained with labels
+    closed_form: ClassVar[bool] = False  # whether `prepare` fits all of it, so that there is nothing to take steps on
     shift: Tensor
     scale: Tensor
 

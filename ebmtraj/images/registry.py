@@ -12,6 +12,8 @@ import torch
 
 from ebmtraj.config import build, merge, to_plain
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.images.baselines.densities import ClassGaussianModel, GaussianModel, MixtureModel
+from ebmtraj.images.baselines.vae import VAEModel
 from ebmtraj.images.field import FieldModel
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.noise_conditional import NoiseConditionalModel
@@ -21,6 +23,10 @@ from ebmtraj.training.run import read_run
 MODELS: dict[str, type[ImageModel]] = {
     "dsm": NoiseConditionalModel,
     "field": FieldModel,
+    "vae": VAEModel,
+    "gaussian": GaussianModel,
+    "class-gaussian": ClassGaussianModel,
+    "gmm": MixtureModel,
 }
 
 
