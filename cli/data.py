@@ -12,11 +12,13 @@ import typer
 from rich.table import Table
 
 from ebmtraj.cli.common import Json, Overwrite, Resume, print_json, progress, say, stderr
+from ebmtraj.cli.image_data import images_command
 
 if TYPE_CHECKING:
     from ebmtraj.datasets.interchange.source import Progress, Transferred
 
 app = typer.Typer(help="Look at a store of rollouts, check it, and bring data in and out.", no_args_is_help=True)
+app.command("images")(images_command)
 StorePath = Annotated[str, typer.Argument(help="The store: a folder, or any fsspec URL.")]
 
 
@@ -26,9 +28,10 @@ def info(store: StorePath, json_: Json = False) -> None:
 
     Example: ebmtraj data info hand.zarr
     """
+    from ebmtraj.datasets.images import ImageStore, is_image_store
     from ebmtraj.datasets.store import Store
 
-    facts = Store.open(store).info()
+    facts = ImageStore.open(store).info() if is_image_store(store) else Store.open(store).info()
     if json_:
         print_json(facts)
         return
@@ -48,9 +51,10 @@ def verify_command(store: StorePath, json_: Json = False) -> None:
 
     Example: ebmtraj data verify hand.zarr
     """
+    from ebmtraj.datasets.images import ImageStore, is_image_store
     from ebmtraj.datasets.verify import verify
 
-    result = verify(store)
+    result = ImageStore.open(store).verify() if is_image_store(store) else verify(store)
     if json_:
         print_json(result)
     elif result["ok"]:
@@ -60,7 +64,8 @@ def verify_command(store: StorePath, json_: Json = False) -> None:
         say(f"{store}: {state}; content hash {str(result['content_hash'])[:16]}")
     else:
         for bad in result["bad_blocks"]:
-            say(f"{store}: block {bad['block']}, episodes {bad['episodes']}: {bad['array']}: {bad['reason']}")
+            where = "" if "images" in bad else f"block {bad['block']}, episodes {bad['episodes']}: "
+            say(f"{store}: {where}{bad['array']}: {bad['reason']}")
     if not result["ok"]:
         raise typer.Exit(2)
 

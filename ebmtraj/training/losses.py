@@ -60,19 +60,31 @@ class TimeConfig:
 
 
 def denoising_score_matching(
-    energy: Tilt, r: Tensor, context: Any, noise: NoiseConfig, generator: torch.Generator
+    energy: Tilt,
+    r: Tensor,
+    context: Any,
+    noise: NoiseConfig,
+    generator: torch.Generator,
+    base: Callable[[Tensor, Any, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Denoising score matching with the weights of Karras et al. 2022, per element `(B,)`.
 
     With unit-variance residuals the denoiser of the energy is D(x) = x - s^2 grad E = x / (1 + s^2) - s / sqrt(1 + s^2)
-    grad_u e; weighted by (1 + s^2) / s^2, its squared error is that of grad_u e against (c_skip x - r) / c_out.
+    grad_u e; weighted by (1 + s^2) / s^2, its squared error is that of grad_u e against (c_skip x - r) / c_out. Events `r`
+    are of any shape `(B, *event)`. Where something else than a unit Gaussian is tilted, `base` is the gradient of its energy
+    at a noise level, `(x, context, level) -> (B, *event)`, and its denoiser stands in place of x / (1 + s^2).
     """
     level = noise.draw(len(r), generator)
-    s = level.unsqueeze(-1)
+    s = level.reshape(-1, *[1] * (r.dim() - 1))
     x = r + s * torch.empty_like(r).normal_(generator=generator)
     spread = torch.sqrt(1 + s**2)
-    target = (x / spread**2 - r) * spread / s
-    return (energy.tilt_gradient(x / spread, context, level) - target).square().mean(-1)
+    if base is None:
+        known = x / spread**2
+    else:
+        with torch.no_grad():
+            known = x - s**2 * base(x, context, level)
+    target = (known - r) * spread / s
+    return (energy.tilt_gradient(x / spread, context, level) - target).square().flatten(1).mean(-1)
 
 
 def flow_matching(

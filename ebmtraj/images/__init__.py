@@ -1,0 +1,1 @@
+"""Image energies and joint classifiers, their baselines and what they are good for."""

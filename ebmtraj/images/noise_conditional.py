@@ -1,0 +1,118 @@
+"""Image models with an energy (or a free field) at every noise level, trained by denoising score matching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ebmtraj.energies.image import Base, ImageEnergy, MLPTilt, Tilt
+from ebmtraj.energies.image_base import MixtureBase, UnitGaussian
+from ebmtraj.errors import EbmtrajError
+from ebmtraj.images.data import ImageBatch, ImageData
+from ebmtraj.images.model import ImageModel, Watch
+from ebmtraj.samplers.anneal import Ladder
+from ebmtraj.samplers.langevin import LangevinConfig, langevin
+from ebmtraj.training.losses import NoiseConfig, denoising_score_matching
+from ebmtraj.training.trainable import Stage
+
+LADDER = Ladder(levels=16, sigma_max=20.0, sigma_min=0.02)
+
+
+@dataclass(frozen=True)
+class NoiseConditionalConfig:
+    """A network's tilt of a base that is known at every noise level."""
+
+    width: int = 512
+    depth: int = 2
+    base: Literal["unit", "gaussian", "mixture"] = "unit"  # what is tilted: N(0, 1), or one or more Gaussians (a class)
+    components: int = 10  # of a mixture, a class where there are labels
+    floor: float = 0.05  # added to the variances of a fitted base
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.2))
+    sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=LADDER))
+    unlabelled: float = 0.1  # share of the training images whose label is hidden, so that there is an E(x), too
+    validation_draws: int = 16  # noise levels for each validation image
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 1 or self.components < 1 or self.floor <= 0 or self.validation_draws < 1:
+            raise EbmtrajError(
+                f"network: width = {self.width}, depth = {self.depth}, components = {self.components}, floor = "
+                f"{self.floor}, validation_draws = {self.validation_draws}; all must be above 0"
+            )
+        if not 0 <= self.unlabelled <= 1:
+            raise EbmtrajError(f"network.unlabelled = {self.unlabelled}; it needs 0 <= unlabelled <= 1")
+        if self.sampler.ladder is None:
+            raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
+
+
+class NoiseConditionalModel(ImageModel):
+    """Objective `dsm`: the noise-conditional energy of a base and a network's tilt, by denoising score matching."""
+
+    name = "dsm"
+    Config = NoiseConditionalConfig
+    config: NoiseConditionalConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"steps": 4000, "batch": 256, "check_every": 100, "ema": 0.998}
+
+    def __init__(
+        self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: NoiseConditionalConfig
+    ) -> None:
+        super().__init__(shape, classes, conditional=conditional, config=config)
+        count = len(self.classes) if conditional else 0
+        components = 1 if config.base == "gaussian" else config.components
+        base: Base = UnitGaussian() if config.base == "unit" else MixtureBase(self.shape, components, count)
+        self.net = ImageEnergy(base, self.make_tilt(count))
+
+    def make_tilt(self, classes: int) -> Tilt:
+        """The network, for so many classes (0: no labels)."""
+        return MLPTilt(self.shape, classes, width=self.config.width, depth=self.config.depth)
+
+    def prepare(self, data: ImageData, most: int = 20_000) -> None:
+        """As every model; and fit the base."""
+        super().prepare(data, most)
+        if isinstance(self.net.base, MixtureBase):
+            batch = data.at(torch.arange(min(most, len(data)), device=data.device))
+            self.net.base.fit(self.unit(batch.x), batch.label if self.conditional else None, self.config.floor)
+
+    def stages(self) -> list[Stage]:
+        """Score matching throughout."""
+        return [Stage(self.name, 1.0, self.net.tilt, self._loss)]
+
+    def energy(self, unit: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
+        """E(x, s) or E(x, s | y), `(B,)`."""
+        value: Tensor = self.net(unit, label, level)
+        return value
+
+    def gradient(self, unit: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
+        """Gradient of the energy in the image, `(B, C, H, W)`."""
+        return self.net.gradient(unit, label, level)
+
+    @torch.no_grad()
+    def sample(
+        self, count: int, generator: torch.Generator, labels: Tensor | None = None, *, watch: Watch | None = None
+    ) -> Tensor:
+        """Draw images down the noise ladder, `(count, C, H, W)`."""
+        labels = self.check_labels(count, labels)
+
+        def seen(x: Tensor) -> Tensor:
+            if watch is not None:
+                watch(self.pixels(x))
+            return x
+
+        ladder = self.config.sampler.ladder
+        start = self.net.start(count, self.shape, labels, ladder.sigma_max if ladder else 1.0, generator)
+        x, _ = langevin(self.net, start, self.config.sampler, context=labels, project=seen, generator=generator)
+        return self.pixels(x)
+
+    def _loss(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        x, label = self.unit(batch.x), batch.label if self.conditional else None
+        if not self.training:  # few images: several levels of noise each, always the same
+            draws = max(1, min(self.config.validation_draws, 4096 // len(x)))
+            x, label = x.repeat(draws, 1, 1, 1), None if label is None else label.repeat(draws)
+        elif label is not None and self.config.unlabelled > 0:
+            hidden = torch.rand(len(x), generator=generator, device=x.device) < self.config.unlabelled
+            label = label.masked_fill(hidden, -1)
+        loss = denoising_score_matching(self.net, x, label, self.config.noise, generator, self.net.base.gradient).mean()
+        return loss, {"validation": loss.detach()}
