@@ -105,7 +105,10 @@ class ImageJob:
         c = self.comparison
         changes = (*self.row.set, *leaves(c.changes.get("all", {})), *leaves(c.changes.get(self.name, {})))
         given = {"model": self.row.model, "data": c.data, "conditional": self.row.conditional}
-        recipe = load_image_recipe(None, changes, given)
+        try:
+            recipe = load_image_recipe(None, changes, given)
+        except EbmtrajError as error:
+            raise EbmtrajError(f"row {self.name}: {error}") from None
         return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=self.seed))
 
     def asked(self) -> dict[str, Any]:
