@@ -17,17 +17,20 @@ from ebmtraj.images.baselines.vae import VAEModel
 from ebmtraj.images.field import FieldModel
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.noise_conditional import NoiseConditionalModel
+from ebmtraj.images.pcd import PCDModel
 from ebmtraj.training.checkpoint import load_tensors, load_weights
 from ebmtraj.training.run import read_run
 
 MODELS: dict[str, type[ImageModel]] = {
     "dsm": NoiseConditionalModel,
+    "pcd": PCDModel,
     "field": FieldModel,
     "vae": VAEModel,
     "gaussian": GaussianModel,
     "class-gaussian": ClassGaussianModel,
     "gmm": MixtureModel,
 }
+ENERGIES = ("dsm", "pcd")  # the generative energies among them, by their objective
 
 
 def image_model_class(name: str) -> type[ImageModel]:
