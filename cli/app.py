@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ebmtraj import __version__
-from ebmtraj.cli import collect, compare, data, demo, diagnose, evaluate, plan, policy, rollout, train
+from ebmtraj.cli import collect, compare, data, demo, diagnose, evaluate, joint, plan, policy, rollout, train
 from ebmtraj.errors import EbmtrajError
 
 app = typer.Typer(
@@ -48,6 +48,8 @@ app.command("rollout")(rollout.rollout_command)
 app.command("plan")(plan.plan_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("diagnose")(diagnose.diagnose_command)
+app.command("ood")(joint.ood_command)
+app.command("calibrate")(joint.calibrate_command)
 app.add_typer(compare.app, name="compare")
 
 
