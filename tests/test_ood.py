@@ -30,8 +30,10 @@ def test_foreign_sets_keep_shape_range_and_seed(name: str, shape: tuple[int, ...
     given = np.random.default_rng(1).random(shape, dtype=np.float32)
     kept = given.copy()
     made = FOREIGN[name](given, np.random.default_rng(2))
-    assert made.shape == shape and made.dtype == np.float32
-    assert made.min() >= 0 and made.max() <= 1
+    assert made.shape == shape
+    assert made.dtype == np.float32
+    assert made.min() >= 0
+    assert made.max() <= 1
     assert np.array_equal(given, kept), "the held-out images themselves are left as they are"
     assert not np.allclose(made, given, atol=1e-3)
     assert np.array_equal(made, FOREIGN[name](given, np.random.default_rng(2)))
@@ -49,7 +51,8 @@ def test_foreign_sets_are_what_they_are_called(pixels: np.ndarray) -> None:
     partner = 2 * sets["interpolated"] - pixels  # each another image of the set, each once
     nearest = ((partner[:, None] - pixels[None]) ** 2).sum((2, 3, 4))
     assert np.allclose(nearest.min(1), 0, atol=1e-6)
-    assert sorted(nearest.argmin(1)) == list(range(40)) and (nearest.argmin(1) != np.arange(40)).all()
+    assert sorted(nearest.argmin(1)) == list(range(40))
+    assert (nearest.argmin(1) != np.arange(40)).all()
     assert (sets["letters"] > 0.5).mean(axis=(1, 2, 3)).min() > 0.02, "each letter has ink"
     assert not np.array_equal(foreign_sets(pixels, seed=4)["noise"], sets["noise"])
 

@@ -19,7 +19,7 @@ from ebmtraj.errors import EbmtrajError
 
 Pixels = NDArray[np.float32]  # (N, C, H, W) in [0, 1]
 Scores = Mapping[str, NDArray[Any]]  # each (N,), higher where an image is more like the data
-LETTERS = "ABCDEFGHJKLMNPQRTUVWXYZabdefhkmnprtwy"  # none that reads as a digit
+LETTERS = "ACEFHJKLMNPRTUVWXYadefhkmnprtwy"  # none that reads as a digit
 FONTS = ("DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif-Bold")  # matplotlib's own; as bold as handwriting
 
 

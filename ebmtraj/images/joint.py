@@ -118,7 +118,8 @@ class Classifier(ImageModel):
         return None if labels is None else super().check_labels(count, labels)
 
     def _level(self, level: Tensor | float | None, like: Tensor) -> Tensor:
-        return torch.as_tensor(self.config.level if level is None else level, device=like.device, dtype=like.dtype)
+        own = getattr(self.config, "level", 1.0)  # a classifier without levels takes any, and looks at none
+        return torch.as_tensor(own if level is None else level, device=like.device, dtype=like.dtype)
 
 
 class JointModel(Classifier):
