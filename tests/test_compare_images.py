@@ -19,7 +19,7 @@ from ebmtraj.images.model import ImageModel
 from ebmtraj.report import compare_images_run
 from ebmtraj.report.compare_images import ROWS, ImageComparison, ImageJob
 from ebmtraj.report.compare_images_table import SECTIONS, markdown_images
-from ebmtraj.report.measure_images import Subject, draw, floor, foreign_scores, generation, has_density, memory
+from ebmtraj.report.measure_images import Subject, draw, floor, generation, memory
 
 QUICK = JudgeConfig(steps=150, batch=64)
 TINY = ("--set", "all.training.steps=12", "--set", "all.training.check_every=6", "--set", "all.training.batch=16")
@@ -74,30 +74,6 @@ def test_real_images_score_as_the_floor_and_copies_are_seen(digits: ImageStore, 
     assert asked is None
     assert memory(fresh, pixels)["copying"] == pytest.approx(0.5)
     assert generation(fresh, pixels, None)["spread"] == pytest.approx(real["spread"], rel=0.02)  # by judged classes
-
-
-def test_scores_of_foreign_images_are_what_they_say(digits: ImageStore) -> None:
-    from ebmtraj.images.data import ImageData
-    from ebmtraj.images.registry import make_image_model
-
-    model = make_image_model("class-gaussian", digits.shape, digits.classes, network={"floor": 0.3})
-    model.prepare(ImageData.load(digits, "train"))
-    pixels = digits.read("test").pixels[:6]
-    found = foreign_scores(model)(pixels)
-    assert set(found) == {"log_p", "grad_norm", "max_p"}
-    assert np.allclose(found["max_p"], model.logits(torch.from_numpy(pixels)).double().softmax(1).max(1).values)
-    step, base = 1e-2, torch.from_numpy(pixels).double()
-    model = model.double()
-    for i in range(2):
-        slope = []
-        for j in range(64):
-            off = torch.zeros(1, 64, dtype=torch.float64)
-            off[0, j] = step
-            up, down = (model.log_density(base[i : i + 1] + s * off.view(1, 1, 8, 8)) for s in (1, -1))
-            slope.append(float((up - down) / (2 * step)))
-        assert found["grad_norm"][i] == pytest.approx(-float(np.linalg.norm(slope)), rel=1e-3)
-    assert not has_density(make_image_model("vae", digits.shape, digits.classes))
-    assert foreign_scores(make_image_model("vae", digits.shape, digits.classes))(pixels) == {}
 
 
 @pytest.fixture(scope="module")
