@@ -79,7 +79,7 @@ def train_image(
 def fit_closed(
     recipe: ImageRecipe, path: Path, *, device: str = "auto", resume: bool = False, overwrite: bool = False
 ) -> tuple[Result, ImageRecipe]:
-    """As `train_image`, for a model that is fitted in closed form: its validation loss is -log p of the validation images."""
+    """As `train_image`, for a model that is fitted in closed form; its validation loss is -log p of those images."""
     where = choose_device(device)
     use_threads(recipe.training.threads)
     store = _open(recipe)

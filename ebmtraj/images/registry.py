@@ -19,11 +19,13 @@ from ebmtraj.images.field import FieldModel
 from ebmtraj.images.joint import JointModel
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.noise_conditional import NoiseConditionalModel
+from ebmtraj.images.pcd import PCDModel
 from ebmtraj.training.checkpoint import load_tensors, load_weights
 from ebmtraj.training.run import read_run
 
 MODELS: dict[str, type[ImageModel]] = {
     "dsm": NoiseConditionalModel,
+    "pcd": PCDModel,
     "field": FieldModel,
     "jem": JointModel,
     "jem-cd": JointCDModel,
@@ -33,6 +35,7 @@ MODELS: dict[str, type[ImageModel]] = {
     "class-gaussian": ClassGaussianModel,
     "gmm": MixtureModel,
 }
+ENERGIES = ("dsm", "pcd")  # the generative energies among them, by their objective
 JOINT = ("jem", "jem-cd", "classifier")  # the joint classifiers among them, by their objective
 
 

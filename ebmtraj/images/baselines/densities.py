@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ class DensityConfig:
 class MixtureConfig(DensityConfig):
     """A mixture of full Gaussians."""
 
-    components: int = 20  # in all, or of each class where labels are given
+    floor: float = 0.03
+    components: int = 40  # in all, or of each class where labels are given
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,11 +43,11 @@ class MixtureConfig(DensityConfig):
 class Density(ImageModel):
     """A density that is fitted once to all training images; under noise of any level it is known, too."""
 
-    Config = DensityConfig
-    config: DensityConfig
+    Config: ClassVar[type] = DensityConfig
+    config: Any
     closed_form = True  # fitted by `prepare`: there is nothing to take steps on
 
-    def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: DensityConfig) -> None:
+    def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: Any) -> None:
         super().__init__(shape, classes, conditional=conditional, config=config)
         self.base = MixtureBase(self.shape, self.components, len(self.classes) if self.by_class else 0)
 
@@ -95,7 +96,7 @@ class GaussianModel(Density):
 
 
 class ClassGaussianModel(Density):
-    """A Gaussian for each class, whose mixture is the density of all: quadratic discriminant analysis, it classifies, too."""
+    """A Gaussian for each class, whose mixture is the density of all; as quadratic discriminants they classify, too."""
 
     name = "class-gaussian"
     labelled = True
@@ -117,10 +118,10 @@ class MixtureModel(Density):
     """A mixture of Gaussians; with --conditional one for each class."""
 
     name = "gmm"
-    Config: type[Any] = MixtureConfig
-    config: MixtureConfig
+    Config = MixtureConfig
+    conditional_defaults: ClassVar[dict[str, Any]] = {"components": 4}
 
     @property
     def components(self) -> int:
         """As the recipe says."""
-        return self.config.components
+        return int(self.config.components)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -107,7 +108,7 @@ class _Dense(nn.Module):
     def __init__(self, inputs: int, outputs: int, told: int, width: int, depth: int, event: tuple[int, ...]) -> None:
         super().__init__()
         sizes = [inputs + told, *[width] * depth]
-        layers = [layer for a, b in zip(sizes[:-1], sizes[1:], strict=True) for layer in (nn.Linear(a, b), nn.SiLU())]
+        layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.body = nn.Sequential(*layers, nn.Linear(width, outputs))
         self.event = event
 
@@ -122,7 +123,7 @@ class _ConvEncoder(nn.Module):
         super().__init__()
         widths = [max(16, config.width >> (len(sides) - 1 - i)) for i in range(len(sides))]
         layers: list[nn.Module] = [nn.Conv2d(shape[0] + told, widths[0], 3, padding=1), nn.SiLU()]
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
         self.body = nn.Sequential(
             *layers, nn.Flatten(), nn.Linear(widths[-1] * sides[-1][0] * sides[-1][1], 2 * config.latent)

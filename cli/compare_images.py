@@ -1,0 +1,163 @@
+"""`ebmtraj compare images` and `compare jem`: models of images side by side."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ebmtraj.cli.common import Json, Overwrite, Resume, Set, print_json, say, stderr
+from ebmtraj.cli.watching import command_line, watched
+
+Data = Annotated[str, typer.Option("--data", help="A source's name, such as digits, or an image store.")]
+Models = Annotated[str, typer.Option(help="all, or names of rows with commas between.")]
+Seeds = Annotated[int, typer.Option(help="Trainings of each row, from --seed on.", min=1)]
+First = Annotated[int, typer.Option(help="The first seed.", min=0, max=2**31)]
+Split = Annotated[str, typer.Option(help="test, or validation to choose settings.")]
+Samples = Annotated[int, typer.Option(help="Images drawn of each model.", min=20)]
+Stability = Annotated[int, typer.Option(help="Seeds of the default recipe that are trained in all, to see if one diverges.")]
+Runs = Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")]
+Pictures = Annotated[Path | None, typer.Option(help="Folder for pictures of samples.")]
+Workers = Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)]
+
+
+def images(
+    data: Data = "digits",
+    models: Models = "all",
+    seeds: Seeds = 5,
+    seed: First = 0,
+    split: Split = "test",
+    samples: Samples = 1500,
+    stability: Stability = 0,
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/compare/images.json"),
+    runs: Runs = None,
+    pictures: Pictures = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Train generators of images and measure samples, memory, foreign images and restoration side by side.
+
+    Distances are of features of a classifier trained by this command on the same images, and named by its hash. --set
+    changes the settings of one row, or of all: --set energy.network.width=256, --set all.training.steps=500. A comparison
+    that was killed goes on with --resume; more --seeds or --models may then be asked for.
+
+    Example: ebmtraj compare images --data digits --models energy,vae,gmm --seeds 1
+    """
+    given = {"data": data, "models": models, "seeds": seeds, "seed": seed, "split": split, "samples": samples}
+    _compare("images", given, stability, set_, out, runs, pictures, workers, resume, overwrite, json_)
+
+
+def jem(
+    data: Data = "digits",
+    models: Models = "all",
+    seeds: Seeds = 5,
+    seed: First = 0,
+    split: Split = "test",
+    samples: Samples = 1500,
+    stability: Stability = 0,
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/compare/jem.json"),
+    runs: Runs = None,
+    pictures: Pictures = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Train classifiers that are energies, and plain ones, and measure accuracy, calibration, foreign images and attacks.
+
+    Options as in `compare images`.
+
+    Example: ebmtraj compare jem --data digits --seeds 1
+    """
+    given = {"data": data, "models": models, "seeds": seeds, "seed": seed, "split": split, "samples": samples}
+    _compare("jem", given, stability, set_, out, runs, pictures, workers, resume, overwrite, json_)
+
+
+def _compare(
+    kind: Any,
+    given: dict[str, Any],
+    stability: int,
+    set_: list[str] | None,
+    out: Path,
+    runs: Path | None,
+    pictures: Path | None,
+    workers: int | None,
+    resume: bool,
+    overwrite: bool,
+    json_: bool,
+) -> None:
+    from ebmtraj.config import parse_overrides
+    from ebmtraj.datasets.images import open_images
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.evaluation.image_features import judge_of
+    from ebmtraj.report.compare_images import ROWS, ImageComparison, choose_image_rows, prepare_images
+    from ebmtraj.report.compare_images_run import image_results, run_image_jobs, shown
+    from ebmtraj.report.compare_images_table import SECTIONS, rich_images, samples_picture
+    from ebmtraj.runs import write_json
+
+    if resume and overwrite:
+        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on, the second replaces all runs")
+    if out.suffix != ".json":
+        raise EbmtrajError(f"--out {out}: give a path that ends in .json")
+    if out.exists() and not (resume or overwrite):
+        raise EbmtrajError(f"{out} exists; give another --out, --resume to go on, or --overwrite to replace it and its runs")
+    changes = parse_overrides(set_ or [])
+    for name, values in changes.items():
+        if not isinstance(values, dict):
+            raise EbmtrajError(f"--set {name}=...: say of which row, such as energy.{name}=... or all.{name}=...")
+    store = open_images(given["data"])
+    comparison = ImageComparison(
+        kind=kind,
+        data=given["data"],
+        rows=choose_image_rows(kind, given["models"], store),
+        seeds=tuple(range(given["seed"], given["seed"] + given["seeds"])),
+        runs=runs or out.with_suffix(""),
+        split=given["split"],
+        samples=given["samples"],
+        stability=stability,
+        changes=changes,
+    )
+    jobs = prepare_images(comparison, store, resume=resume, overwrite=overwrite)
+    done = sum(job.outcome() is not None for job in jobs)
+    say(f"{len(jobs)} trainings of {len(comparison.rows)} rows" + (f", {done} of them done" if done else ""))
+    began = time.perf_counter()
+    with watched(jobs) as count:
+        run_image_jobs(jobs, workers=workers or 0, on_done=lambda job, outcome: say(_line(job.label, outcome, count())))
+    results = image_results(jobs, store, judge_of(store, folder=comparison.runs), command=command_line())
+    write_json(out, results)
+    took = round(time.perf_counter() - began, 1)
+    output: dict[str, Any] = {"out": str(out), "runs": str(comparison.runs), "seconds": took}
+    if pictures is not None:
+        strips = [
+            (ROWS[kind][j.name].title, drawn) for j in jobs if j.seed == given["seed"] and (drawn := shown(j)) is not None
+        ]
+        real = ("real images, held out", store.read(comparison.split).pixels)
+        output["pictures"] = [str(samples_picture([real, *strips], pictures / f"{kind}.png"))]
+    if json_:
+        print_json({**output, **results})
+        return
+    for section in SECTIONS[kind].values():
+        table = rich_images(results, section)
+        if table is not None:
+            stderr.print(table)
+    say("medians over the seeds; every number with its least and greatest value is in the file")
+    say(f"wrote {out} ({took:.0f} s)")
+
+
+def _line(label: str, outcome: dict[str, Any], count: str) -> str:
+    """One finished job for a person."""
+    if outcome["diverged"]:
+        return f"{count} {label}: diverged: {outcome['diverged']}"
+    facts = outcome["facts"]
+    said = [f"{facts['training']['steps']} steps, {facts['training']['seconds']:.0f} s"]
+    if "generation" in facts:
+        said.append(f"Frechet {facts['generation']['frechet']:.3f}")
+    if "classes" in facts:
+        said.append(f"accuracy {facts['classes']['accuracy']:.1%}, ECE {facts['classes']['ece']:.3f}")
+    return f"{count} {label}: " + ", ".join(said)

@@ -1,0 +1,195 @@
+"""What a comparison measures of one model of images: samples, memory, foreign images, classes, restoration, attacks.
+
+Each measure takes a `Subject` and returns plain numbers, nested by name; what a model can't do is left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmtraj.datasets.images import Images, ImageStore
+from ebmtraj.device import generator
+from ebmtraj.evaluation.arrays import Array, FloatArray
+from ebmtraj.evaluation.calibration import calibration
+from ebmtraj.evaluation.image_features import Judge
+from ebmtraj.evaluation.image_scores import (
+    distance_scores,
+    kernel_distance,
+    label_scores,
+    membership,
+    memory_scores,
+    same_count,
+)
+from ebmtraj.evaluation.ood import foreign_sets, ood_table
+from ebmtraj.images.model import ImageModel
+
+BATCH = 512
+SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
+FLOORS = 4  # draws of training images against held-out ones
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and the images that it is measured against: what it was fitted to, and what it has not seen."""
+
+    model: ImageModel
+    store: ImageStore
+    judge: Judge
+    split: str = "test"
+    seed: int = 0
+    samples: int = SAMPLES
+
+    @cached_property
+    def train(self) -> Images:
+        """The training images."""
+        return self.store.read("train")
+
+    @cached_property
+    def validation(self) -> Images:
+        """The validation images."""
+        return self.store.read("validation")
+
+    @cached_property
+    def held_out(self) -> Images:
+        """The images of the split that is measured on."""
+        return self.store.read(self.split)
+
+    @cached_property
+    def known(self) -> tuple[Array, Array | None]:
+        """Pixels and labels of all images that are not held out: those of the training and, for the test, validation."""
+        parts = [self.train] if self.split == "validation" else [self.train, self.validation]
+        labels = None if parts[0].labels is None else np.concatenate([np.asarray(part.labels) for part in parts])
+        return np.concatenate([part.pixels for part in parts]), labels
+
+
+def draw(subject: Subject) -> tuple[Array, Array | None, float]:
+    """Samples (N, C, H, W), the labels they were asked for, evenly over the classes, and the seconds they took."""
+    model, count = subject.model, min(subject.samples, len(subject.known[0]))
+    asked = np.random.default_rng(subject.seed).permutation(np.arange(count) % len(model.classes)) if _told(model) else None
+    noise, began = generator(subject.seed), time.perf_counter()
+    labels = None if asked is None else torch.from_numpy(asked)
+    split = torch.arange(count).split(BATCH)  # which bounds memory
+    parts = [model.sample(len(index), noise, None if labels is None else labels[index]) for index in split]
+    return torch.cat(parts).cpu().numpy(), asked, time.perf_counter() - began
+
+
+def _told(model: ImageModel) -> bool:
+    return model.conditional and bool(model.classes)
+
+
+def generation(subject: Subject, pixels: Array, asked: Array | None) -> dict[str, Any]:
+    """Distances of samples to the images that were known and to held-out ones, classes and spread."""
+    judge, (known, known_labels) = subject.judge, subject.known
+    ours, judged = judge.judge(pixels)
+    held_out, _ = judge.judge(subject.held_out.pixels)
+    found = {**distance_scores(ours, judge.judge(known)[0], seed=subject.seed)}
+    found |= {f"{name}_test": value for name, value in _held_out_distances(ours, held_out, subject.seed).items()}
+    if known_labels is not None:
+        found |= label_scores(pixels, judged, known, known_labels, subject.store.classes, asked)
+    return found
+
+
+def _held_out_distances(features: FloatArray, held_out: FloatArray, seed: int) -> dict[str, float]:
+    """Means over draws of as many features as there are held-out ones."""
+    pairs = [same_count(features, held_out, seed=1000 * seed + i) for i in range(FLOORS)]
+    return {
+        "frechet": float(np.mean([distance_scores(a, b)["frechet"] for a, b in pairs])),
+        "kernel": float(np.mean([kernel_distance(a, b) for a, b in pairs])),
+        "count": len(pairs[0][0]),
+    }
+
+
+def memory(subject: Subject, pixels: Array) -> dict[str, float]:
+    """Whether samples are copies, and whether the density tells training images from held-out ones."""
+    found = memory_scores(pixels, subject.train.pixels, subject.held_out.pixels)
+    if has_density(subject.model):
+        own, others = (log_p(subject.model, images.pixels) for images in (subject.train, subject.held_out))
+        found["membership"] = membership(own, others)
+    return found
+
+
+def has_density(model: ImageModel) -> bool:
+    """Whether it gives log p(x)."""
+    return type(model).energy is not ImageModel.energy and model.name != "field"
+
+
+@torch.no_grad()
+def log_p(model: ImageModel, pixels: Array) -> FloatArray:
+    """log p(x) up to a constant, (N,)."""
+    return _over(pixels, lambda x: model.log_density(x))
+
+
+def foreign_scores(model: ImageModel) -> Callable[[Array], Mapping[str, Array]]:
+    """The scores that tell foreign images: log p(x), max p(y|x) and -|grad log p(x)|, those that the model has.
+
+    Paper 001, section 4.3.
+    """
+
+    def score(pixels: Array) -> Mapping[str, Array]:
+        found = {}
+        if has_density(model):
+            found["log_p"] = log_p(model, pixels)
+            found["grad_norm"] = _over(pixels, lambda x: -_slope(model, x).flatten(1).norm(dim=1))
+        if model.classifies:
+            with torch.no_grad():
+                found["max_p"] = _over(pixels, lambda x: model.logits(x).double().softmax(1).max(1).values)
+        return found
+
+    return score
+
+
+def _slope(model: ImageModel, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        return torch.autograd.grad(model.log_density(x).sum(), x)[0]
+
+
+def _over(pixels: Array, function: Callable[[Tensor], Tensor]) -> FloatArray:
+    parts = [function(part).detach().double().cpu() for part in torch.from_numpy(np.ascontiguousarray(pixels)).split(BATCH)]
+    return np.asarray(torch.cat(parts).numpy())
+
+
+def foreign(subject: Subject) -> dict[str, dict[str, float]]:
+    """AUROC of each score on each foreign set."""
+    if not has_density(subject.model) and not subject.model.classifies:
+        return {}
+    pixels = subject.held_out.pixels
+    return ood_table(foreign_scores(subject.model), pixels, foreign_sets(pixels, seed=0))
+
+
+@torch.no_grad()
+def classes(subject: Subject) -> dict[str, float]:
+    """Accuracy and calibration of a classifier."""
+    if not subject.model.classifies:
+        return {}
+    logits, labels = [], []
+    for images in (subject.held_out, subject.validation):
+        logits.append(torch.cat([subject.model.logits(x) for x in torch.from_numpy(images.pixels).split(BATCH)]))
+        labels.append(torch.from_numpy(np.asarray(images.labels)))
+    return calibration(logits[0], labels[0], logits[1], labels[1])
+
+
+def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[str, Any]:
+    """What real images score: training images in the place of samples, as many as there are held-out ones."""
+    train, held_out = store.read("train"), store.read(split)
+    ours, theirs = judge.judge(train.pixels)[0], judge.judge(held_out.pixels)
+    found: dict[str, Any] = {f"{name}_test": value for name, value in _held_out_distances(ours, theirs[0], seed).items()}
+    if held_out.labels is not None:
+        found |= label_scores(
+            held_out.pixels, theirs[1], train.pixels, np.asarray(train.labels), store.classes, held_out.labels
+        )
+    return {"generation": found}
+
+
+MEASURES: Mapping[str, Mapping[str, Callable[[Subject], Mapping[str, Any]]]] = {  # by table, beside samples and memory
+    "images": {"foreign": foreign},
+    "jem": {"classes": classes, "foreign": foreign},
+}
