@@ -310,7 +310,7 @@ def test_while_sampling_parameters_are_frozen_and_spectral_weights_computed_once
         assert all(v.equal(energy.state_dict()[k]) for k, v in before.items())  # no power iteration
         assert all(p.grad is None for p in energy.parameters())
 
-    x, _ = langevin(energy, start, LangevinConfig(steps=10), generator=seeded())
+    x, _ = langevin(energy, start, LangevinConfig(steps=10, backend="autograd"), generator=seeded())
     assert set(energy.seen) == {(False, False)}
     assert len(energy.seen) == 10
     assert energy.computed == 4  # four layers, once each
