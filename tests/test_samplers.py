@@ -318,7 +318,7 @@ def test_while_sampling_parameters_are_frozen_and_spectral_weights_computed_once
     assert start.grad is None
     check()
     with pytest.raises(RuntimeError, match="broken"):
-        langevin(energy, start, LangevinConfig(steps=100), generator=seeded())
+        langevin(energy, start, LangevinConfig(steps=100, backend="autograd"), generator=seeded())
     check()
     with frozen(energy), torch.no_grad():
         inside = energy.inner(x)

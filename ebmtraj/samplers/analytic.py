@@ -6,57 +6,50 @@ and two passes over each layer's units, whatever its size; large batches go thro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-BLOCK = 512  # rows at a time on a CPU: the buffers of a layer of 128 units then stay in its second-level cache
+BLOCK = 1 << 20  # bytes of a layer's units and their gradient in a block of rows: all layers' then stay in the cache
 aten = torch.ops.aten
 
 
-class Activation(NamedTuple):
-    """An elementwise function, and how a gradient goes back through it; both write into `out` where one is given."""
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function, and how a gradient goes back through it, by the functions behind torch's own."""
 
-    value: Callable[..., Tensor]  # (before, out=None)
-    pull: Callable[..., Tensor]  # (gradient, before, after, out=None); out may be the gradient itself
-    needs_after: bool = False  # whether `pull` looks at what `value` gave
+    forward: Any
+    backward: Any
+    settings: tuple[Any, ...] = ()  # of `forward`, after its tensor
+    behind: tuple[Any, ...] = ()  # of `backward`
+    named: tuple[tuple[str, Any], ...] = ()  # of both
+    by_value: bool = False  # its slope is known from its value, not from what it was given
 
+    def value(self, h: Tensor) -> Tensor:
+        """Of units before their activation."""
+        out: Tensor = self.forward(h, *self.settings, **dict(self.named))
+        return out
 
-def _activation(
-    forward: Any, backward: Any, *settings: Any, back: tuple[Any, ...] | None = None, **named: Any
-) -> Activation:
-    """By the functions behind torch's own; `settings` follow their tensors."""
-    behind = settings if back is None else back
+    def pull(self, g: Tensor, h: Tensor, value: Tensor) -> Tensor:
+        """The gradient before the activation, given that behind it."""
+        out: Tensor = self.backward(g, value if self.by_value else h, *self.behind, **dict(self.named))
+        return out
 
-    def value(h: Tensor, out: Tensor | None = None) -> Tensor:
-        result: Tensor = forward(h, *settings, **named) if out is None else forward.out(h, *settings, out=out, **named)
-        return result
+    def value_into(self, h: Tensor, out: Tensor) -> Callable[[], Any]:
+        """`value` of what is in one buffer then, into another."""
+        return partial(getattr(self.forward, "out", self.forward), h, *self.settings, out=out, **dict(self.named))
 
-    def pull(g: Tensor, h: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
-        given = (g, h, *behind)
-        result: Tensor = backward(*given, **named) if out is None else backward.grad_input(*given, grad_input=out, **named)
-        return result
-
-    return Activation(value, pull)
-
-
-def _by_value(forward: Any, backward: Any) -> Activation:
-    """An activation whose slope is known from its value."""
-
-    def value(h: Tensor, out: Tensor | None = None) -> Tensor:
-        result: Tensor = forward(h, out=out)
-        return result
-
-    def pull(g: Tensor, h: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
-        result: Tensor = backward(g, a) if out is None else backward.grad_input(g, a, grad_input=out)
-        return result
-
-    return Activation(value, pull, needs_after=True)
+    def pull_into(self, g: Tensor, h: Tensor, value: Tensor, out: Tensor) -> Callable[[], Any]:
+        """`pull` of what is in these buffers then, into another or the gradient's own."""
+        given = (g, value if self.by_value else h, *self.behind)
+        return partial(self.backward.grad_input, *given, grad_input=out, **dict(self.named))
 
 
-SILU = _activation(aten.silu, aten.silu_backward)
+SILU = Activation(aten.silu, aten.silu_backward)
 
 
 def activation_of(module: nn.Module) -> Activation | None:
@@ -64,14 +57,14 @@ def activation_of(module: nn.Module) -> Activation | None:
     m: Any = module
     known: dict[type, Callable[[], Activation]] = {
         nn.SiLU: lambda: SILU,
-        nn.ReLU: lambda: _activation(aten.relu, aten.threshold_backward, back=(0,)),
-        nn.LeakyReLU: lambda: _activation(
-            aten.leaky_relu, aten.leaky_relu_backward, m.negative_slope, back=(m.negative_slope, False)
+        nn.ReLU: lambda: Activation(aten.relu, aten.threshold_backward, (), (0,)),
+        nn.LeakyReLU: lambda: Activation(
+            aten.leaky_relu, aten.leaky_relu_backward, (m.negative_slope,), (m.negative_slope, False)
         ),
-        nn.GELU: lambda: _activation(aten.gelu, aten.gelu_backward, approximate=m.approximate),
-        nn.Softplus: lambda: _activation(aten.softplus, aten.softplus_backward, m.beta, m.threshold),
-        nn.Tanh: lambda: _by_value(torch.tanh, aten.tanh_backward),
-        nn.Sigmoid: lambda: _by_value(torch.sigmoid, aten.sigmoid_backward),
+        nn.GELU: lambda: Activation(aten.gelu, aten.gelu_backward, named=(("approximate", m.approximate),)),
+        nn.Softplus: lambda: Activation(aten.softplus, aten.softplus_backward, (m.beta, m.threshold), (m.beta, m.threshold)),
+        nn.Tanh: lambda: Activation(aten.tanh, aten.tanh_backward, by_value=True),
+        nn.Sigmoid: lambda: Activation(aten.sigmoid, aten.sigmoid_backward, by_value=True),
     }
     return known[type(module)]() if type(module) in known else None
 
@@ -92,50 +85,41 @@ class Layers:
 class Pass:
     """Forward and back through hidden layers for one number of rows, without a new tensor.
 
-    The caller fills `entry`, the first layer's units before their activation; `lift` goes up to the last one's, and `pull`
-    brings the gradient of a sum of these back to `entry`.
+    The caller fills `entry`, the first layer's units before their activation, and `seed`, the gradient at the last layer's
+    units; `run` brings it back to `entry`, see `slope`. With `whole`, `top` then holds the last layer's units.
     """
 
-    def __init__(self, layers: Layers, width: int, rows: int, like: Tensor) -> None:
-        self.layers = layers
+    def __init__(self, layers: Layers, seed: Tensor, width: int, whole: bool) -> None:
+        """`seed` `(rows, width)` may be constant; all buffers are like it. `width` is the first layer's."""
         widths = [width, *(len(weight) for weight in layers.weights)]
-
-        def buffers() -> list[Tensor]:
-            dtype = layers.weights[0].dtype if layers.weights else like.dtype
-            return [torch.empty(rows, w, dtype=dtype, device=like.device) for w in widths]
-
-        self.before, self.after, self.down = buffers(), buffers(), buffers()
-        self.entry = self.before[0]
-
-    def lift(self, whole: bool) -> Tensor:
-        """The last layer's units, `(rows, width)`; unless `whole`, only as far as `pull` needs them."""
-        layers, top = self.layers, len(self.before) - 1
+        before, after, down = ([seed.new_empty(len(seed), w) for w in widths] for _ in range(3))
+        self.entry, self.top, self.slope, self.seed = before[0], after[-1], down[0], seed
+        last = len(widths) - 1
+        self.steps: list[Callable[[], Any]] = []
         for i, activation in enumerate(layers.activations):
-            if i < top or whole or activation.needs_after:
-                activation.value(self.before[i], out=self.after[i])
-            if i < top:
-                bias = layers.biases[i]
-                if bias is None:
-                    torch.mm(self.after[i], layers.turned[i], out=self.before[i + 1])
-                else:
-                    torch.addmm(bias, self.after[i], layers.turned[i], out=self.before[i + 1])
-        return self.after[-1]
-
-    def pull(self, seed: Tensor) -> Tensor:
-        """The gradient at `entry`, given that at the last units, both `(rows, width)`."""
-        layers, g = self.layers, seed
-        for i in range(len(self.before) - 1, -1, -1):
-            layers.activations[i].pull(g, self.before[i], self.after[i], out=self.down[i])
-            g = self.down[i]
+            if i < last or whole or activation.by_value:
+                self.steps.append(activation.value_into(before[i], after[i]))
+            if i < last:
+                bias, given = layers.biases[i], (after[i], layers.turned[i])
+                product = partial(torch.mm, *given) if bias is None else partial(torch.addmm, bias, *given)
+                self.steps.append(partial(product, out=before[i + 1]))
+        for i in range(last, -1, -1):
+            g = seed if i == last else down[i]
+            self.steps.append(layers.activations[i].pull_into(g, before[i], after[i], down[i]))
             if i > 0:
-                g = torch.mm(g, layers.weights[i - 1], out=self.down[i - 1])
-        return g
+                self.steps.append(partial(torch.mm, down[i], layers.weights[i - 1], out=down[i - 1]))
+
+    def run(self) -> Tensor:
+        """The gradient at `entry`, `(rows, width)`; the next run overwrites it."""
+        for step in self.steps:
+            step()
+        return self.slope
 
 
-def blocks(rows: int, device: torch.device) -> Iterator[slice]:
-    """Rows that go through together."""
-    size = BLOCK if device.type == "cpu" else max(rows, 1)
-    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
+def blocks(rows: int, widest: int, like: Tensor) -> list[slice]:
+    """Rows that go through together, where the widest layer has so many units."""
+    size = max(64, BLOCK // (widest * 8)) if like.device.type == "cpu" and like.dtype == torch.float32 else max(rows, 1)
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 class PlainNetwork(NamedTuple):
@@ -151,65 +135,71 @@ class PlainNetwork(NamedTuple):
 class PlainGradient:
     """Gradient of a `PlainNetwork` for one chain; the weights are those at its making."""
 
-    def __init__(self, plain: PlainNetwork, x: Tensor, dtype: torch.dtype | None = None) -> None:
-        self.plain, self.dtype = plain, dtype or x.dtype
-        first, *hidden, last = plain.linears
+    def __init__(self, plain: PlainNetwork, x: Tensor, dtype: torch.dtype | None = None, whole: bool = False) -> None:
+        """`whole` if energies are wanted, too."""
+        self.plain, self.dtype, self.whole = plain, dtype or x.dtype, whole
+        first, *hidden, self.last = plain.linears
         self.weight = first.weight.detach().to(self.dtype).contiguous()
         self.turned = self.weight.t().contiguous()
         self.bias = None if first.bias is None else first.bias.detach().to(self.dtype)
-        self.last = last
         layers = Layers([(linear.weight, linear.bias) for linear in hidden], plain.activations, self.dtype)
-        like = torch.empty((), dtype=self.dtype, device=x.device)
-        passes: dict[int, tuple[Pass, Tensor]] = {}
-        self.parts: list[tuple[slice, Pass, Tensor]] = []
-        for rows in blocks(len(x), x.device):
+        out = (plain.scale * self.last.weight.detach()).to(self.dtype)
+        passes: dict[int, Pass] = {}
+        self.out = torch.empty_like(x)
+        self.parts: list[tuple[Pass, slice, Tensor]] = []
+        for rows in blocks(len(x), max(linear.in_features for linear in plain.linears), out):
             size = rows.stop - rows.start
             if size not in passes:
-                seed = (plain.scale * last.weight.detach()).to(self.dtype).expand(size, -1).contiguous()
-                passes[size] = Pass(layers, len(self.weight), size, like), seed
-            self.parts.append((rows, *passes[size]))
-        self.out = torch.empty_like(x)
-        self.views = [(self.out[rows], work, seed, rows) for rows, work, seed in self.parts]
+                passes[size] = Pass(layers, out.expand(size, -1).contiguous(), len(self.weight), whole)
+            self.parts.append((passes[size], rows, self.out[rows]))
         rounds = self.dtype != x.dtype
-        self.rounded = (torch.empty(x.shape, dtype=self.dtype, device=x.device), torch.empty_like(like)) if rounds else None
+        self.rounded = (x.new_empty(x.shape, dtype=self.dtype), x.new_empty(x.shape, dtype=self.dtype)) if rounds else None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, context: None = None) -> Tensor:
         """Gradient `(B, D)`; the next call overwrites it."""
-        if len(self.views) == 1:
-            self._block(x, *self.views[0][:3])
-        else:
-            for out, work, seed, rows in self.views:
-                self._block(x[rows], out, work, seed)
+        curvature = self.plain.curvature
+        if self.rounded is not None:
+            given, g = self.rounded
+            given.copy_(x)
+            for work, rows, _ in self.parts:
+                torch.mm(self._run(given[rows], work), self.weight, out=g[rows])
+            self.out.copy_(g)
+            return self.out.add_(x, alpha=curvature) if curvature else self.out
+        for work, rows, out in self.parts:
+            given = x if len(self.parts) == 1 else x[rows]
+            if curvature:
+                torch.addmm(given, self._run(given, work), self.weight, beta=curvature, out=out)
+            else:
+                torch.mm(self._run(given, work), self.weight, out=out)
         return self.out
 
-    def _block(self, x: Tensor, out: Tensor, work: Pass, seed: Tensor, value: bool = False) -> None:
-        given = x if self.dtype == x.dtype else x.to(self.dtype)
+    def descend(self, x: Tensor, drift: float) -> None:
+        """Move x `(B, D)` against its gradient, where it lies: the last product adds to it."""
+        if self.rounded is not None:
+            x.sub_(self(x), alpha=drift)
+            return
+        for work, rows, _ in self.parts:
+            given = x if len(self.parts) == 1 else x[rows]
+            given.addmm_(self._run(given, work), self.weight, beta=1 - drift * self.plain.curvature, alpha=-drift)
+
+    def _run(self, x: Tensor, work: Pass) -> Tensor:
         if self.bias is None:
-            torch.mm(given, self.turned, out=work.entry)
+            torch.mm(x, self.turned, out=work.entry)
         else:
-            torch.addmm(self.bias, given, self.turned, out=work.entry)
-        work.lift(whole=value)
-        g = work.pull(seed)
-        if given is not x:
-            out.copy_(g @ self.weight)
-            if self.plain.curvature:
-                out.add_(x, alpha=self.plain.curvature)
-        elif self.plain.curvature:
-            torch.addmm(x, g, self.weight, beta=self.plain.curvature, out=out)
-        else:
-            torch.mm(g, self.weight, out=out)
+            torch.addmm(self.bias, x, self.turned, out=work.entry)
+        return work.run()
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies `(B,)` and gradients `(B, D)`, which are the caller's own."""
-        plain, values = self.plain, []
-        for out, work, seed, rows in self.views:
-            self._block(x[rows], out, work, seed, value=True)
-            value = work.after[-1] @ self.last.weight[0]
-            values.append(value if self.last.bias is None else value + self.last.bias)
-        energy = plain.scale * (values[0] if len(values) == 1 else torch.cat(values))
+        plain, values = self.plain, x.new_empty(len(x))
+        for work, rows, _ in self.parts:
+            g = self._run(x[rows], work)
+            torch.mv(work.top, self.last.weight[0], out=values[rows])
+            torch.addmm(x[rows], g, self.weight, beta=plain.curvature, out=self.out[rows])
+        energy = plain.scale * (values if self.last.bias is None else values + self.last.bias) + plain.shift
         if plain.curvature:
             energy = energy + 0.5 * plain.curvature * x.square().sum(-1)
-        return energy + plain.shift if plain.shift else energy, self.out.clone()
+        return energy, self.out.clone()
 
 
 def plain_weights(plain: PlainNetwork) -> list[Tensor]:

@@ -59,53 +59,27 @@ def choose(energy: Energy, backend: str, x: Tensor | None = None, *conditions: A
     return Choice("autograd", "autograd, as it has no closed-form `gradient` and is no plain network")
 
 
-def gradient_of(energy: Energy, backend: str = "auto", *, reuse: bool = False) -> Gradient:
-    """The input gradient of an energy for one chain, `(B, *event) -> (B, *event)`, by this backend.
+def chain_gradient(energy: Energy, backend: str, x: Tensor, *conditions: Any) -> Gradient:
+    """The input gradient of an energy as one chain needs it, by this backend; its parameters must be frozen.
 
-    Buffers are made at the first call, from the weights as they are then. With `reuse` a call may overwrite what the last
-    one gave. Raises `EbmtrajError` for an unknown backend, or `analytic` on an energy that has no closed form.
+    `x` `(B, *event)` and the `conditions` (context, and a level if there are any) are what it will be called with, but for
+    their values. Buffers are made here, from the weights as they are, and a call may overwrite what the last one gave.
+    Raises `EbmtrajError` for an unknown backend, or `analytic` on an energy that has no closed form.
     """
     check_backend(energy, backend)
     dtype = torch.bfloat16 if backend == "bf16" else None
-    made: dict[str, Any] = {}
-
-    def gradient(x: Tensor, *conditions: Any) -> Tensor:
-        if made.get("shape") != x.shape or made["context"] is not (conditions[0] if conditions else None):
-            made.update(shape=x.shape, context=conditions[0] if conditions else None)
-            made["of"] = _made(energy, backend, dtype, reuse, x, conditions)
-        out: Tensor = made["of"](x, *conditions)
-        return out
-
-    return gradient
-
-
-def _made(
-    energy: Any, backend: str, dtype: torch.dtype | None, reuse: bool, x: Tensor, conditions: tuple[Any, ...]
-) -> Gradient:
     if backend == "compiled":
         return _checked(energy, compiled_slope(energy))
     way = choose(energy, backend, x, *conditions).way
     if backend == "analytic" and way not in ("buffers", "closed", "plain"):
         raise EbmtrajError(_no_closed_form(energy))
-    if way in ("plain", "buffers"):
-        with torch.no_grad():
-            if way == "plain":
-                plain = plain_network(energy, x)
-                assert plain is not None
-                of_plain = PlainGradient(plain, x, dtype)
-                raw: Gradient = lambda x, *conditions: of_plain(x)  # noqa: E731
-            else:
-                buffered = energy.chain_gradient(x, conditions[0] if conditions else None, dtype)
-                raw = lambda x, *conditions: buffered(x, *conditions[1:])  # noqa: E731
-        if reuse:
-            return raw
-
-        def kept(x: Tensor, *conditions: Any) -> Tensor:
-            with torch.no_grad():
-                return raw(x, *conditions).clone()
-
-        return kept
-    slope = _checked(energy, energy.gradient) if way == "closed" else _autograd_slope(energy, way == "channels_last")
+    if way == "plain" and (plain := plain_network(energy, x)) is not None:
+        return PlainGradient(plain, x, dtype)
+    own: Any = energy
+    if way == "buffers":
+        buffered: Gradient = own.chain_gradient(x, *conditions[:1], dtype)
+        return lambda x, context, *level: buffered(x, *level)
+    slope = _checked(energy, own.gradient) if way == "closed" else _autograd_slope(energy, way == "channels_last")
     if dtype is None:
         return slope
 
@@ -114,6 +88,20 @@ def _made(
             return slope(x, *conditions).to(x.dtype)
 
     return rounded
+
+
+def gradient_of(energy: Energy, backend: str = "auto") -> Gradient:
+    """The input gradient of an energy, `(B, *event) -> (B, *event)`, by this backend, made anew at every call.
+
+    Raises `EbmtrajError` for an unknown backend, or `analytic` on an energy that has no closed form.
+    """
+    check_backend(energy, backend)
+
+    def gradient(x: Tensor, *conditions: Any) -> Tensor:
+        with torch.no_grad():
+            return chain_gradient(energy, backend, x, *conditions)(x, *conditions)
+
+    return gradient
 
 
 def value_and_gradient_of(energy: Energy, backend: str = "auto") -> Both:
@@ -137,7 +125,7 @@ def value_and_gradient_of(energy: Energy, backend: str = "auto") -> Both:
                     raise EbmtrajError(_no_closed_form(energy))
                 if way == "plain" and (plain := plain_network(energy, x)) is not None:
                     with torch.no_grad():
-                        made["of"] = PlainGradient(plain, x)
+                        made["of"] = PlainGradient(plain, x, whole=True)
                 made["by_autograd"] = way in ("autograd", "channels_last")
             if made["of"] is not None:
                 with torch.no_grad():

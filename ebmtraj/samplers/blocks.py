@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.samplers.backends import Energy, gradient_of
+from ebmtraj.samplers.backends import Energy, chain_gradient
 from ebmtraj.samplers.compiled import STEPS, compiled, langevin_block, parts
 
 CAPTURED = 10  # steps of a graph: to capture them costs about as much as to take them once
@@ -73,7 +73,7 @@ def graph_steps(step: Step, x: Tensor, steps: int, generator: torch.Generator) -
     blocks = steps // CAPTURED
     if blocks == 0:
         return x, 0
-    gradient = gradient_of(step.energy, "auto", reuse=True)
+    gradient = chain_gradient(step.energy, "auto", x, step.context)
     state, noise, seen = x.clone(), torch.empty_like(x), torch.zeros_like(x)
 
     def advance() -> None:

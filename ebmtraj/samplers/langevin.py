@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ebmtraj.errors import DivergedError, EbmtrajError
+from ebmtraj.samplers.analytic import PlainGradient
 from ebmtraj.samplers.anneal import Ladder, predict
-from ebmtraj.samplers.backends import Backend, Energy, gradient_of, laid_out
+from ebmtraj.samplers.backends import Backend, Energy, chain_gradient, check_backend, laid_out
 from ebmtraj.samplers.blocks import BLOCKS, Step
 from ebmtraj.samplers.checks import check_chain, check_finite, check_scale, name_of, rows
 
@@ -137,7 +138,7 @@ def _chain(
     """The chain itself; `watch` is shown each gradient before it is clipped."""
     start, scale = x.detach(), check_scale(x, config.scale)
     held = None if mask is None else mask.bool()
-    gradient = gradient_of(energy, config.backend, reuse=True)
+    check_backend(energy, config.backend)
     trail = _Trail(config, energy, context)
     push, noise = torch.empty_like(start), torch.empty_like(start)
     free = project is None and held is None and not config.keep  # then nobody else holds x, and it moves where it lies
@@ -169,14 +170,27 @@ def _chain(
         x = settle(start)
         x = x.clone() if free else x
         level: Tensor | None = None
+        gradient = chain_gradient(energy, config.backend, x, context, *([] if config.ladder is None else [x]))
         if config.ladder is None:
             drift, spread = sizes(config, scale, 1.0)
             done = 0
             if config.backend in BLOCKS and not (config.record or config.keep):
                 alike = Step(energy, context, drift, spread, config.clip, project, held, start, watch)
                 x, done = BLOCKS[config.backend](alike, x, config.steps, generator)
-            for _ in range(config.steps - done):
-                x = step(x, None, drift, spread)
+            if (
+                free
+                and isinstance(gradient, PlainGradient)
+                and config.clip is None
+                and not config.record
+                and scale.dim() == 0
+            ):
+                far, wide = float(drift), float(spread)  # the last product of a gradient adds to x
+                for _ in range(config.steps - done):
+                    gradient.descend(x, far)
+                    x.add_(noise.normal_(generator=generator), alpha=wide)
+            else:
+                for _ in range(config.steps - done):
+                    x = step(x, None, drift, spread)
         else:
             ladder, sigmas = config.ladder, config.ladder.sigmas(x.device)
             for k in range(ladder.levels):

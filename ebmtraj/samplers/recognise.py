@@ -96,7 +96,7 @@ def _still(energy: nn.Module, found: PlainNetwork | None, x: Tensor) -> bool:
 
 def _holds(energy: nn.Module, found: PlainNetwork, x: Tensor) -> bool:
     try:
-        value, slope = PlainGradient(found, x).value_and_gradient(x)
+        value, slope = PlainGradient(found, x, whole=True).value_and_gradient(x)
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
             energies = energy(y, None)
