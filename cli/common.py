@@ -29,7 +29,7 @@ Set = Annotated[
 ]
 Threads = Annotated[
     int,
-    typer.Option("--threads", help="CPU threads; 0 leaves it to torch, which can be far slower on a busy machine.", min=0),
+    typer.Option("--threads", help="CPU threads; 0 leaves it to torch, far slower on a busy machine.", min=0),
 ]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; keys as in --set.")]
 Data = Annotated[str, typer.Option("--data", help="The store of rollouts: a folder, or any fsspec URL.")]
