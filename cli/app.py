@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from ebmtraj import __version__
-from ebmtraj.cli import collect, compare, data, demo, diagnose, evaluate, plan, policy, rollout, sample, train, train_image
+from ebmtraj.cli import (
+    collect,
+    compare,
+    data,
+    demo,
+    diagnose,
+    evaluate,
+    joint,
+    plan,
+    policy,
+    rollout,
+    sample,
+    train,
+    train_image,
+)
 from ebmtraj.errors import EbmtrajError
 
 app = typer.Typer(
@@ -50,6 +64,8 @@ app.command("sample")(sample.sample_command)
 app.command("plan")(plan.plan_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("diagnose")(diagnose.diagnose_command)
+app.command("ood")(joint.ood_command)
+app.command("calibrate")(joint.calibrate_command)
 app.add_typer(compare.app, name="compare")
 
 

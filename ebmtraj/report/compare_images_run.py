@@ -17,12 +17,11 @@ from ebmtraj.device import no_denormals, use_threads
 from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.evaluation.image_features import Judge, judge_facts, judge_of
 from ebmtraj.images.fit import train_image
-from ebmtraj.images.model import ImageModel
 from ebmtraj.images.registry import load_image_model
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.compare_images import ROWS, STABLE, ImageJob
 from ebmtraj.report.jobs import OUTCOME, finite
-from ebmtraj.report.measure_images import MEASURES, Subject, draw, floor, generation, memory
+from ebmtraj.report.measure_images import MEASURES, Subject, draw, floor, generation, memory, samples_images
 from ebmtraj.runs import Run, cores, machine, versions, write_json
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 
@@ -85,7 +84,7 @@ def _train_and_measure(job: ImageJob) -> dict[str, Any]:
     store = open_images(c.data)
     subject = Subject(model, store, judge_of(store, folder=c.runs), c.split, job.seed, c.samples)
     began = time.perf_counter()
-    if type(model).sample is not ImageModel.sample:
+    if samples_images(model):
         pixels, labels, seconds = draw(subject)
         facts["generation"] = {**generation(subject, pixels, labels), "seconds": round(seconds, 2)}
         facts["memory"] = memory(subject, pixels)

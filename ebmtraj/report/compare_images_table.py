@@ -95,9 +95,18 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 Column("classes.ece", "ECE"),
                 Column("classes.ece_scaled", "ECE, scaled"),
                 Column("classes.nll", "NLL"),
-                Column("generation.frechet", "Fréchet"),
-                Column("generation.agreement", "agreement", 1, percent=True),
                 *_COST,
+            ),
+        ),
+        "samples": Section(
+            "samples",
+            (
+                Column("marginal.frechet", "Fréchet of p(x)"),
+                Column("marginal.least_share", "rarest class", 1, percent=True),
+                Column("generation.frechet", "of p(x|y)"),
+                Column("generation.agreement", "agreement", 1, percent=True),
+                Column("generation.spread", "spread", 1, percent=True),
+                *_MEMORY[1:],
             ),
         ),
         **{
