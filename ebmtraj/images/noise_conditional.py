@@ -50,7 +50,7 @@ class NoiseConditionalConfig:
             raise EbmtrajError(f"network.unlabelled = {self.unlabelled}; it needs 0 <= unlabelled <= 1")
         if self.guidance < 0 or (self.guidance > 0 and self.unlabelled == 0):
             raise EbmtrajError(
-                f"network: guidance = {self.guidance}, unlabelled = {self.unlabelled}; guidance takes an energy without label: "
+                f"network: guidance = {self.guidance}, unlabelled = {self.unlabelled}; guidance takes E(x), too: "
                 "set unlabelled above 0"
             )
         if self.sampler.ladder is None:
