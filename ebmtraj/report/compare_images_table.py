@@ -218,8 +218,8 @@ def markdown_note(results: Mapping[str, Any], name: str) -> str:
     said = (
         f"Medians over {len(protocol['seeds'])} seeds, <sub>least–greatest</sub>, best in bold. {protocol['data']}: "
         f"{images['train']:,} training, {images['validation']:,} validation and {images['test']:,} test images; distances "
-        f"at equal counts, held-out ones at {floor['generation.count_test']:,}. Features: the project's own {judge['network']} "
-        f"(hash {judge['digest']}"
+        f"at equal counts, held-out ones at {floor['generation.count_test']:,}. Features: the project's own "
+        f"{judge['network']} (hash {judge['digest']}"
     )
     said += f", {judge['test_accuracy']:.1%} right on test), " if "test_accuracy" in judge else "), "
     return said + (
