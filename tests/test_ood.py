@@ -66,7 +66,7 @@ def test_auroc_of_gaussians_is_known() -> None:
     assert auroc(np.arange(5.0) + 10, np.arange(5.0)) == 1
     assert auroc(np.zeros(7), np.zeros(9)) == 0.5
     assert auroc(np.array([1.0, 2.0]), np.array([2.0, 0.0])) == pytest.approx(0.625)  # two wins, a tie, a loss: by hand
-    table = ood_table({"a": np.ones(3)}, {"x": {"a": np.zeros(3)}, "y": {"a": np.full(2, 2.0)}})
+    table = ood_table(lambda level: {"a": level * np.ones(3)}, 1.0, {"x": 0.0, "y": 2.0})
     assert table == {"a": {"x": 1.0, "y": 0.0}}
     with pytest.raises(EbmtrajError, match="not numbers"):
         auroc(np.array([np.nan]), np.zeros(3))

@@ -117,6 +117,14 @@ def auroc(inside: NDArray[Any], outside: NDArray[Any]) -> float:
     return float(binary_auroc(ranks, target))
 
 
-def ood_table(inside: Scores, outside: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
-    """AUROC of every score of held-out images on every foreign set: `{"log_p": {"noise": ...}, ...}`."""
-    return {name: {kind: auroc(own, values[name]) for kind, values in outside.items()} for name, own in inside.items()}
+def ood_table(score: Callable[[Any], Scores], inside: Any, outside: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """AUROC of every score of held-out images on every foreign set: `{"log_p": {"noise": ...}, ...}`.
+
+    `score` is given `inside` and each set of `outside`: pixels (N, C, H, W), or whatever it makes scores of.
+    """
+    own = score(inside)
+    table: dict[str, dict[str, float]] = {name: {} for name in own}
+    for kind, images in outside.items():
+        for name, values in score(images).items():
+            table[name][kind] = auroc(own[name], values)
+    return table

@@ -83,7 +83,8 @@ def measure_ood(model: ImageModel, store: ImageStore, config: OODConfig | None =
         sets[other.name if other.name not in sets else name] = other.read("test").pixels[:limit]
     sets = {"inside": inside, "train": store.read("train").pixels[:limit], **sets}
     found = {name: scores(model, pixels, config.level) for name, pixels in sets.items()}
-    table = ood_table(found["inside"], {name: values for name, values in found.items() if name not in ("inside", "train")})
+    foreign = [name for name in sets if name not in ("inside", "train")]
+    table = ood_table(lambda name: found[name], "inside", {name: name for name in foreign})
     protocol = {
         "split": config.split,
         "images": len(inside),
