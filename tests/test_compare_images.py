@@ -60,7 +60,7 @@ def test_real_images_score_as_the_floor_and_copies_are_seen(digits: ImageStore, 
     train, test = digits.read("train"), digits.read("test")
     real = floor(digits, judge, "test")["generation"]
     copies = Subject(Copier(train.pixels, train.labels), digits, judge)
-    pixels, asked, _ = draw(copies)
+    pixels, asked = draw(copies)
     found, said = generation(copies, pixels, asked), memory(copies, pixels)
     assert asked is not None
     assert np.ptp(np.bincount(asked)) <= 1
@@ -70,7 +70,7 @@ def test_real_images_score_as_the_floor_and_copies_are_seen(digits: ImageStore, 
     assert said["nearest_samples"] == pytest.approx(0, abs=2e-3)
     assert said["copying"] > 0.99
     fresh = Subject(Copier(test.pixels, None), digits, judge, samples=360)
-    pixels, asked, _ = draw(fresh)
+    pixels, asked = draw(fresh)
     assert asked is None
     assert memory(fresh, pixels)["copying"] == pytest.approx(0.5)
     assert generation(fresh, pixels, None)["spread"] == pytest.approx(real["spread"], rel=0.02)  # by judged classes
@@ -107,14 +107,19 @@ def test_a_comparison_is_made_resumed_and_tabled(
     table = markdown_images(results, SECTIONS["images"]["samples"])
     assert "| ten class Gaussians | **" in table
     assert table.count("\n") == 5  # header, rule, two models and the floor
-    monkeypatch.setattr(
-        compare_images_run, "_train_and_measure", lambda job: {"training": {"rollbacks": 1, "steps": 1, "seconds": 1.0}}
-    )
+    trained = {"rollbacks": 1, "steps": 1, "seconds": 1.0}
+    monkeypatch.setattr(compare_images_run, "_train", lambda job: trained)
     code, said, err = call(capfd, *words, "--resume", "--stability", 3)  # what is done is not done again
     assert code == 0, err
     again = json.loads(said)
     assert again["summary"] == results["summary"]
     assert again["stability"] == {"model": "energy", "seeds": 3, "diverged": 0, "rolled_back": 2}
+    added = {**compare_images_run.MEASURES["images"], "later": lambda subject: {"of": subject.model.name}}
+    monkeypatch.setattr(compare_images_run, "MEASURES", {"images": added})  # a measure that came later
+    code, said, err = call(capfd, *words, "--resume")
+    assert code == 0, err
+    assert [row["later.of"] for row in json.loads(said)["rows"]] == ["dsm", "class-gaussian", "class-gaussian"]
+    assert json.loads(said)["summary"] == results["summary"]
     assert "exists" in fault(capfd, *words)
     words[words.index("all.training.steps=12")] = "all.training.steps=13"
     assert "was begun with training.steps = 12, not 13" in fault(capfd, *words, "--resume")

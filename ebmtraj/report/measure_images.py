@@ -5,7 +5,6 @@ Each measure takes a `Subject` and returns plain numbers, nested by name; what a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,8 +68,8 @@ class Subject:
         return np.concatenate([part.pixels for part in parts]), labels
 
 
-def draw(subject: Subject, *, told: bool = True) -> tuple[Array, Array | None, float]:
-    """Samples (N, C, H, W), the labels they were asked for, evenly over the classes, and the seconds they took.
+def draw(subject: Subject, *, told: bool = True) -> tuple[Array, Array | None]:
+    """Samples (N, C, H, W), and the labels they were asked for, evenly over the classes.
 
     Without `told`, a model that could be asked for classes is asked for none.
     """
@@ -78,11 +77,11 @@ def draw(subject: Subject, *, told: bool = True) -> tuple[Array, Array | None, f
     told = told and model.conditional and bool(model.classes)
     count = min(subject.samples, len(subject.known[0]))
     asked = np.random.default_rng(subject.seed).permutation(np.arange(count) % len(model.classes)) if told else None
-    noise, began = generator(subject.seed), time.perf_counter()
+    noise = generator(subject.seed)
     labels = None if asked is None else torch.from_numpy(asked)
     split = torch.arange(count).split(BATCH)  # which bounds memory
     parts = [model.sample(len(index), noise, None if labels is None else labels[index]) for index in split]
-    return torch.cat(parts).cpu().numpy(), asked, time.perf_counter() - began
+    return torch.cat(parts).cpu().numpy(), asked
 
 
 def samples_images(model: ImageModel) -> bool:
@@ -151,7 +150,7 @@ def marginal(subject: Subject) -> dict[str, Any]:
     """Samples of p(x) of a joint model, which has p(x | y) beside it."""
     if not subject.model.classifies or not samples_images(subject.model):
         return {}
-    pixels, _, _ = draw(subject, told=False)
+    pixels, _ = draw(subject, told=False)
     return generation(subject, pixels, None)
 
 
