@@ -131,6 +131,8 @@ def table_of(results: Mapping[str, Any], section: Section) -> tuple[list[str], l
     for name in rows:
         said = summary[name]
         title = protocol["titles"][name] + (f" ({said['diverged']} of {said['seeds']} diverged)" if said["diverged"] else "")
+        if said["seeds"] < len(protocol["seeds"]) and said.get("training.steps", {}).get("median"):  # others need one seed
+            title += f" ({said['seeds']} seed{'s' * (said['seeds'] > 1)})"
         lines.append([title, *(_cell(said.get(column.key), column, _best(summary, rows, column)) for column in columns)])
     if any(column.key in floor for column in columns):
         real = [_shown(floor[column.key], column) if column.key in floor else "" for column in columns]
