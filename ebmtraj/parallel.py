@@ -30,7 +30,7 @@ Name = Callable[[Any], str]  # what an item is called in an error
 Backend = Literal["local", "ray"]
 
 RETRIES = 1  # how often an item whose worker died is tried again
-FAREWELL = 5.0  # s in which a worker that waits ends by itself
+FAREWELL = 5.0  # s in which a worker ends by itself
 SAME_ON_ALL_NODES = ("ebmtraj", "numpy", "scipy", "mujoco", "gymnasium", "gymnasium-robotics")
 
 
@@ -200,13 +200,17 @@ class _Worker:
     def end(self) -> None:
         """Make sure that the process is gone."""
         self.terminate()
-        self.process.join()
+        self.process.join(FAREWELL)
+        if self.process.is_alive():  # inside a library that does not come back
+            self.process.kill()
+            self.process.join()
         self._pipe.close()
 
 
 def _serve(pipe: Connection[Any, Any]) -> None:
     """A worker's life: leave Ctrl-C to the parent, and end when the parent is gone, also in the middle of a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an end that frees what libraries hold (locks of codecs)
     if hasattr(os, "setsid"):
         os.setsid()
     os.dup2(2, 1)  # stdout is the parent's alone: what a policy prints must not stand among --json

@@ -120,6 +120,19 @@ def test_reorient_is_least_where_the_goal_is_and_pulls_no_harder_from_afar() -> 
         torch.testing.assert_close(task.given("reorient", goal=far).cost(path), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("angle", "soon_is_better"), [(0.15, True), (1.2, False)])
+def test_reorient_looks_less_far_ahead_the_nearer_the_goal_is(angle: float, soon_is_better: bool) -> None:
+    """One path is at the goal after 4 steps and turns back later; the other turns later and is there after 32."""
+    path = random_path(HAND)._replace(times=torch.tensor([4.0, 32.0]))
+    goal = quaternion_multiply(quaternion_exp(torch.tensor([0.0, 0, angle])).expand(3, 4), path.start[:, 27:])
+    task = parse_task("reorient", HAND).given("reorient", goal=goal)
+    soon = task.cost(turned(path, (0.0, 0, angle), (0.0, 0, 0.0)))
+    late = task.cost(turned(path, (0.0, 0, 0.0), (0.0, 0, angle)))
+    assert bool(((soon < late) == soon_is_better).all())
+    w = 4 * math.exp(-4 / (4 + 32 * angle / 1.2)), 32 * math.exp(-32 / (4 + 32 * angle / 1.2))
+    torch.testing.assert_close(late, torch.full((3,), angle**2 * w[0] / sum(w)), atol=1e-6, rtol=1e-4)
+
+
 def test_joint_terms_against_their_formulas() -> None:
     path = random_path(HAND)
     states = path.states
