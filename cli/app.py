@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from ebmtraj import __version__
-from ebmtraj.cli import collect, compare, data, demo, diagnose, evaluate, plan, policy, rollout, train
+from ebmtraj.cli import (
+    collect,
+    compare,
+    data,
+    demo,
+    diagnose,
+    evaluate,
+    joint,
+    plan,
+    policy,
+    rollout,
+    sample,
+    train,
+    train_image,
+)
 from ebmtraj.errors import EbmtrajError
 
 app = typer.Typer(
@@ -44,10 +58,14 @@ app.command("collect")(collect.collect_command)
 app.add_typer(data.app, name="data")
 app.add_typer(policy.app, name="policy")
 app.add_typer(train.app, name="train")
+train.app.command("image")(train_image.image)
 app.command("rollout")(rollout.rollout_command)
+app.command("sample")(sample.sample_command)
 app.command("plan")(plan.plan_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("diagnose")(diagnose.diagnose_command)
+app.command("ood")(joint.ood_command)
+app.command("calibrate")(joint.calibrate_command)
 app.add_typer(compare.app, name="compare")
 
 

@@ -130,6 +130,45 @@ def sequence(
     budget.tell(trained, (), f'ebmtraj plan {shlex.quote(str(run))} --task "reach"')
 
 
+@app.command("jem")
+def jem(
+    run: RunDirectory,
+    data: Annotated[
+        str, typer.Option("--data", help="A source's name (digits, cifar10, ...) or an image store.")
+    ] = "digits",
+    model: Annotated[
+        str | None,
+        typer.Option(help="jem (score matching, the default), jem-cd (the papers'), or classifier, the same net alone."),
+    ] = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+    seed: TrainingSeed = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn a joint energy model: a classifier whose logits are an energy of the images, too.
+
+    With --set network.labelled=200 so many images keep their label, the others are learnt from without; with --set
+    network.factored=true p(x) and p(y | x) share a network, but no logits. Budget, --resume and --set are as in `train
+    transition`.
+
+    Example: ebmtraj train jem --data digits --run runs/jem
+    """
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.images.fit import load_image_recipe, train_image
+    from ebmtraj.images.registry import JOINT
+
+    if model is not None and model not in JOINT:
+        raise EbmtrajError(f"unknown model {model!r}; use one of {', '.join(JOINT)} (others: ebmtraj train image)")
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    begun = resume and (run / "config.toml").exists()
+    given = {"model": model or (None if recipe or begun else JOINT[0]), "data": data}
+    trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}")
+    budget.tell(trained, ("model",), f"ebmtraj ood {shlex.quote(str(run))}")
+
+
 @app.command("clone")
 def clone(
     data: Data,

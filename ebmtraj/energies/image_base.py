@@ -123,6 +123,8 @@ def _mixture(rows: np.ndarray, components: int, floor: float, seed: int) -> tupl
         off = rows - mean
         return np.ones(1), mean[None], (off.T @ off / len(rows) + floor * np.eye(rows.shape[1]))[None]
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
-    found = GaussianMixture(components, reg_covar=floor, random_state=seed % 2**32, max_iter=200).fit(rows)
+    with threadpool_limits(torch.get_num_threads()):  # more than there are cores free are many times slower
+        found = GaussianMixture(components, reg_covar=floor, random_state=seed % 2**32, max_iter=200).fit(rows)
     return found.weights_, found.means_, found.covariances_

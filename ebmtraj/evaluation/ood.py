@@ -19,8 +19,8 @@ from ebmtraj.errors import EbmtrajError
 
 Pixels = NDArray[np.float32]  # (N, C, H, W) in [0, 1]
 Scores = Mapping[str, NDArray[Any]]  # each (N,), higher where an image is more like the data
-LETTERS = "ABCDEFGHJKLMNPQRTUVWXYZabdefhkmnprtwy"  # none that reads as a digit
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif")  # matplotlib's own
+LETTERS = "ACEFHJKLMNPRTUVWXYadefhkmnprtwy"  # none that reads as a digit
+FONTS = ("DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif-Bold")  # matplotlib's own; as bold as handwriting
 
 
 def noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -61,7 +61,7 @@ def interpolated(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def letters(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Light letters on dark ground, of three typefaces that come with matplotlib, as large as the images."""
+    """Light letters on dark ground, of three bold typefaces that come with matplotlib, as large as the images."""
     from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont
 
@@ -75,7 +75,8 @@ def letters(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         canvas = Image.new("L", (fine * width, fine * height))
         middle = (fine * width / 2, fine * height / 2)
         ImageDraw.Draw(canvas).text(middle, LETTERS[rng.integers(len(LETTERS))], fill=255, anchor="mm", font=font)
-        out[i] = np.asarray(canvas, np.float32).reshape(height, fine, width, fine).mean((1, 3)) / 255
+        out[i] = np.asarray(canvas, np.float32).reshape(height, fine, width, fine).mean((1, 3))
+        out[i] /= out[i].max()  # so that faintness gives none away
     return np.repeat(out[:, None], channels, axis=1)
 
 
@@ -116,13 +117,14 @@ def auroc(inside: NDArray[Any], outside: NDArray[Any]) -> float:
     return float(binary_auroc(ranks, target))
 
 
-def ood_table(
-    score: Callable[[Pixels], Scores], inside: Pixels, outside: Mapping[str, Pixels]
-) -> dict[str, dict[str, float]]:
-    """AUROC of every score a model has on every foreign set: `{"log_p": {"noise": ...}, ...}`."""
+def ood_table(score: Callable[[Any], Scores], inside: Any, outside: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """AUROC of every score of held-out images on every foreign set: `{"log_p": {"noise": ...}, ...}`.
+
+    `score` is given `inside` and each set of `outside`: pixels (N, C, H, W), or whatever it makes scores of.
+    """
     own = score(inside)
     table: dict[str, dict[str, float]] = {name: {} for name in own}
-    for kind, pixels in outside.items():
-        for name, values in score(pixels).items():
+    for kind, images in outside.items():
+        for name, values in score(images).items():
             table[name][kind] = auroc(own[name], values)
     return table

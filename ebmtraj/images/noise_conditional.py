@@ -11,9 +11,12 @@ from torch import Tensor
 
 from ebmtraj.energies.image import Base, ImageEnergy, MLPTilt, Tilt
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian
+from ebmtraj.energies.image_conv import Network, NetworkTilt, chosen_network
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageBatch, ImageData
 from ebmtraj.images.model import ImageModel, Watch
+from ebmtraj.nets.conv import ConvNet
+from ebmtraj.nets.resnet import ResNet
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching
@@ -26,8 +29,10 @@ LADDER = Ladder(levels=16, sigma_max=20.0, sigma_min=0.02)
 class NoiseConditionalConfig:
     """A network's tilt of a base that is known at every noise level."""
 
-    width: int = 512
+    network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
+    width: int = 512  # of dense layers
     depth: int = 2
+    channels: int = 64  # of the first convolution
     base: Literal["unit", "gaussian", "mixture"] = "unit"  # what is tilted: N(0, 1), or one or more Gaussians (a class)
     components: int = 10  # of a mixture, a class where there are labels
     floor: float = 0.05  # added to the variances of a fitted base
@@ -37,11 +42,9 @@ class NoiseConditionalConfig:
     validation_draws: int = 16  # noise levels for each validation image
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 1 or self.components < 1 or self.floor <= 0 or self.validation_draws < 1:
-            raise EbmtrajError(
-                f"network: width = {self.width}, depth = {self.depth}, components = {self.components}, floor = "
-                f"{self.floor}, validation_draws = {self.validation_draws}; all must be above 0"
-            )
+        for name in ("width", "depth", "channels", "components", "floor", "validation_draws"):
+            if getattr(self, name) <= 0:
+                raise EbmtrajError(f"network.{name} = {getattr(self, name)} must be above 0")
         if not 0 <= self.unlabelled <= 1:
             raise EbmtrajError(f"network.unlabelled = {self.unlabelled}; it needs 0 <= unlabelled <= 1")
         if self.sampler.ladder is None:
@@ -67,7 +70,13 @@ class NoiseConditionalModel(ImageModel):
 
     def make_tilt(self, classes: int) -> Tilt:
         """The network, for so many classes (0: no labels)."""
-        return MLPTilt(self.shape, classes, width=self.config.width, depth=self.config.depth)
+        config = self.config
+        kind = chosen_network(config.network, self.shape)
+        if kind == "mlp":
+            return MLPTilt(self.shape, classes, width=config.width, depth=config.depth)
+        if kind == "conv":
+            return NetworkTilt(ConvNet(self.shape, 1, classes=classes, levels=True, width=config.channels))
+        return NetworkTilt(ResNet(self.shape, 1, classes=classes, levels=True, width=config.channels, normalise=True))
 
     def prepare(self, data: ImageData, most: int = 20_000) -> None:
         """As every model; and fit the base."""

@@ -14,20 +14,29 @@ from ebmtraj.config import build, merge, to_plain
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.baselines.densities import ClassGaussianModel, GaussianModel, MixtureModel
 from ebmtraj.images.baselines.vae import VAEModel
+from ebmtraj.images.classifier import ClassifierModel, JointCDModel
 from ebmtraj.images.field import FieldModel
+from ebmtraj.images.joint import JointModel
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.noise_conditional import NoiseConditionalModel
+from ebmtraj.images.pcd import PCDModel
 from ebmtraj.training.checkpoint import load_tensors, load_weights
 from ebmtraj.training.run import read_run
 
 MODELS: dict[str, type[ImageModel]] = {
     "dsm": NoiseConditionalModel,
+    "pcd": PCDModel,
     "field": FieldModel,
+    "jem": JointModel,
+    "jem-cd": JointCDModel,
+    "classifier": ClassifierModel,
     "vae": VAEModel,
     "gaussian": GaussianModel,
     "class-gaussian": ClassGaussianModel,
     "gmm": MixtureModel,
 }
+ENERGIES = ("dsm", "pcd")  # the generative energies among them, by their objective
+JOINT = ("jem", "jem-cd", "classifier")  # the joint classifiers among them, by their objective
 
 
 def image_model_class(name: str) -> type[ImageModel]:

@@ -105,7 +105,7 @@ def train(
                 metrics.write(row)
                 on_progress(Progress(stage.name, state.total, sum(plan), row["loss"], validation))
             if validation is not None:
-                if validation < state.best_loss:
+                if validation < state.best_loss or stage.keep == "last":
                     state.best_loss = validation
                     state.best = {k: v.clone() for k, v in state.averaged.state_dict().items()}
                 if last:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class Stage:
     loss: Loss
     finish: Callable[[Any], None] | None = None  # called once with the training data when its weights are final
     beta1: float | None = None  # where it differs from the recipe's
+    keep: Literal["best", "last"] = "best"  # which averaged weights: of the least validation loss, or the final ones
 
 
 class Trainable(nn.Module, abc.ABC):

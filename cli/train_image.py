@@ -1,0 +1,72 @@
+"""`ebmtraj train image`: learn an image energy, or one of its baselines."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ebmtraj.cli.common import Device, Json, Overwrite, Resume, Set
+from ebmtraj.cli.train import Budget, Recipe, RunDirectory, TrainingSeed, _train
+
+ImagesOf = Annotated[
+    str, typer.Option("--data", help="A source of images (digits, mnist, cifar10, ...) or the path of an image store.")
+]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder of named sources and their files. [default: $EBMTRAJ_DATA or ~/.cache/ebmtraj]")
+]
+
+
+def image(
+    run: RunDirectory,
+    data: ImagesOf = "digits",
+    objective: Annotated[
+        str | None,
+        typer.Option(help="Of the energy: dsm (score matching at all noise levels, the default) or pcd (the papers')."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="energy, or a baseline: field, vae, gaussian, class-gaussian, gmm.")
+    ] = None,
+    conditional: Annotated[
+        bool | None, typer.Option("--conditional/--unconditional", help="Learn p(x | class) instead of p(x).")
+    ] = None,
+    root: Root = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+    seed: TrainingSeed = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn an energy of images (or a baseline).
+
+    The weights that are kept are those with the best validation loss, so a training that starts to copy its images stops
+    counting. Budget, --resume and --set are as in `train transition`; --set training.episodes=500 takes so many images.
+
+    Example: ebmtraj train image --data digits --run runs/digits --conditional
+    """
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.images.fit import load_image_recipe, train_image
+    from ebmtraj.images.registry import ENERGIES, MODELS
+
+    if objective is not None and objective not in ENERGIES:
+        raise EbmtrajError(f"unknown objective {objective!r}; use one of {', '.join(ENERGIES)}")
+    if model == "energy":
+        model = objective or "dsm"
+    elif model is not None and objective is not None:
+        raise EbmtrajError(f"--objective {objective} is for energies; drop it with --model {model}")
+    if model is not None and model not in MODELS:
+        raise EbmtrajError(
+            f"unknown model {model!r}; use one of energy, {', '.join(m for m in MODELS if m not in ENERGIES)}"
+        )
+    if root is not None:
+        from ebmtraj.datasets.images import open_images
+
+        data = open_images(data, root).path
+    given = {"model": model or objective, "conditional": conditional, "data": data}
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}")
+    budget.tell(trained, ("model", "conditional"), f"ebmtraj sample {shlex.quote(str(run))} -n 100 --out samples.png")
