@@ -27,6 +27,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupt
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change one key of the recipe, e.g. --set training.steps=5000; repeatable.")
 ]
+Threads = Annotated[
+    int,
+    typer.Option("--threads", help="CPU threads; 0 leaves it to torch, far slower on a busy machine.", min=0),
+]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe; keys as in --set.")]
 Data = Annotated[str, typer.Option("--data", help="The store of rollouts: a folder, or any fsspec URL.")]
 

@@ -97,7 +97,7 @@ def _compare(
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.evaluation.image_features import judge_of
     from ebmtraj.report.compare_images import ROWS, ImageComparison, choose_image_rows, prepare_images
-    from ebmtraj.report.compare_images_run import image_results, run_image_jobs, shown
+    from ebmtraj.report.compare_images_run import image_results, missing, run_image_jobs, shown
     from ebmtraj.report.compare_images_table import SECTIONS, rich_images, samples_picture
     from ebmtraj.runs import write_json
 
@@ -124,7 +124,7 @@ def _compare(
         changes=changes,
     )
     jobs = prepare_images(comparison, store, resume=resume, overwrite=overwrite)
-    done = sum(job.outcome() is not None for job in jobs)
+    done = sum(not missing(job) for job in jobs)
     say(f"{len(jobs)} trainings of {len(comparison.rows)} rows" + (f", {done} of them done" if done else ""))
     began = time.perf_counter()
     with watched(jobs) as count:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ebmtraj.cli.common import Device, Json, Overwrite, Seed, print_json, say
+from ebmtraj.cli.common import Device, Json, Overwrite, Seed, Threads, print_json, say
 
 ImageRun = Annotated[Path, typer.Argument(help="A run of train image or train jem.")]
 ImageData = Annotated[str | None, typer.Option("--data", help="Source or image store. [default: the run's]")]
@@ -28,6 +28,7 @@ def ood_command(
     figure: Figure = None,
     seed: Seed = 0,
     device: Device = "auto",
+    threads: Threads = 1,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def ood_command(
     from ebmtraj.report.ood import OODConfig, measure_ood, ood_figure
 
     config = OODConfig(split=split, level=level, against=tuple(against or ()), limit=limit, seed=seed)
-    model, store = _loaded(run, data, device, figure, overwrite)
+    model, store = _loaded(run, data, device, threads, figure, overwrite)
     found = measure_ood(model, store, config)
     if figure is not None:
         ood_figure(found, figure)
@@ -60,6 +61,7 @@ def calibrate_command(
     level: Level = None,
     figure: Figure = None,
     device: Device = "auto",
+    threads: Threads = 1,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -71,7 +73,7 @@ def calibrate_command(
     """
     from ebmtraj.report.calibrate import calibration_figure, measure_calibration
 
-    model, store = _loaded(run, data, device, figure, overwrite)
+    model, store = _loaded(run, data, device, threads, figure, overwrite)
     found = measure_calibration(model, store, split=split, level=level)
     if figure is not None:
         calibration_figure(found, figure)
@@ -85,15 +87,16 @@ def calibrate_command(
     say(f"calibration error {r['ece']:.4f}; {r['ece_scaled']:.4f} at temperature {r['temperature']:.2f}")
 
 
-def _loaded(run: Path, data: str | None, device: str, figure: Path | None, overwrite: bool) -> tuple[Any, Any]:
+def _loaded(run: Path, data: str | None, device: str, threads: int, figure: Path | None, overwrite: bool) -> tuple[Any, Any]:
     from ebmtraj.config import read_toml
     from ebmtraj.datasets.images import open_images
-    from ebmtraj.device import choose_device
+    from ebmtraj.device import choose_device, use_threads
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.images.registry import load_image_model
 
     if figure is not None and figure.exists() and not overwrite:
         raise EbmtrajError(f"{figure} exists; give another --figure, or --overwrite")
+    use_threads(threads)
     model, _ = load_image_model(run, choose_device(device))
     store = open_images(data or str(read_toml(run / "config.toml")["data"]))
     if store.shape != model.shape:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ebmtraj.cli.common import Device, Json, Overwrite, Seed, print_json, progress, say
+from ebmtraj.cli.common import Device, Json, Overwrite, Seed, Threads, print_json, progress, say
 
 
 def sample_command(
@@ -28,6 +28,7 @@ def sample_command(
     batch: Annotated[int, typer.Option(help="Images drawn at a time.", min=1)] = 500,
     seed: Seed = 0,
     device: Device = "auto",
+    threads: Threads = 1,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -43,13 +44,14 @@ def sample_command(
     import numpy as np
 
     from ebmtraj.config import parse_overrides
-    from ebmtraj.device import choose_device
+    from ebmtraj.device import choose_device, use_threads
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.images.draw import class_number, draw, write_samples
     from ebmtraj.images.registry import load_image_model
     from ebmtraj.report.image_grid import image_grid, write_chain, write_grid
 
     where = choose_device(device)
+    use_threads(threads)
     target = out or run / "samples" / "samples.npz"
     if target.suffix.lower() not in (".npz", ".png"):
         raise EbmtrajError(f"--out {target}: give a path that ends in .npz or .png")

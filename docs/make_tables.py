@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmtraj.report.compare_figures import median_curves
+from ebmtraj.report.compare_images_table import SECTIONS, markdown_images, markdown_note
 from ebmtraj.report.compare_plans_table import markdown_plans
 from ebmtraj.report.compare_table import COLUMNS, MAIN, markdown_comparison
 from ebmtraj.report.style import ordered, title
@@ -29,7 +30,7 @@ from ebmtraj.report.tables import HEADERS, markdown_table, number
 from ebmtraj.trajectories.costs import TERMS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/transitions.md", "docs/plans.md")
+PAGES = ("README.md", "docs/transitions.md", "docs/plans.md", "docs/images.md")
 ROBOTS = ("reacher", "halfcheetah", "ant")
 PICTURES = {"frechet.png": "frechet.png", "strip.png": "figures/unconditional/strip.png"}
 PICTURES["rollouts.gif"] = "figures/unconditional/rollouts.gif"
@@ -390,6 +391,12 @@ def _settings(command: str) -> str:
     return " ".join(["`train", words[2], *options]) + "`"
 
 
+def images_table(results: dict[str, Any], kind: str, section: str) -> str:
+    """One table of a comparison of image models, as markdown; the first of a comparison says how it was made."""
+    table = markdown_images(results, SECTIONS[kind][section])
+    return f"{table}\n{markdown_note(results, kind)}" if section == next(iter(SECTIONS[kind])) else table
+
+
 TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
     "demo": ("demo", demo_table),
     "cd": ("cd", cd_table),
@@ -408,6 +415,11 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "plans-terms": ("plans", terms_table),
     "curves": ("learning_curves", curves_table),
     "sequences": ("sequence_plans", sequence_plans_table),
+    **{
+        f"{kind}-{section}": (kind, partial(images_table, kind=kind, section=section))
+        for kind in SECTIONS
+        for section in SECTIONS[kind]
+    },
 }
 
 

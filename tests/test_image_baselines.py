@@ -102,7 +102,7 @@ def test_the_evidence_bound_is_below_the_exact_likelihood(digits: ImageStore) ->
     from scipy.stats import multivariate_normal
 
     torch.manual_seed(0)
-    model = make_image_model("vae", (1, 2, 2), ("a",), network={"latent": 2, "width": 4, "depth": 1})
+    model = make_image_model("vae", (1, 2, 2), ("a",), network={"latent": 2, "width": 4, "depth": 1, "beta": 1.0})
     weight = torch.randn(4, 2)
     model.decode = lambda z, label: (z @ weight.T).view(-1, 1, 2, 2)  # type: ignore[method-assign]
     x = torch.rand(3, 1, 2, 2)

@@ -310,7 +310,7 @@ def test_while_sampling_parameters_are_frozen_and_spectral_weights_computed_once
         assert all(v.equal(energy.state_dict()[k]) for k, v in before.items())  # no power iteration
         assert all(p.grad is None for p in energy.parameters())
 
-    x, _ = langevin(energy, start, LangevinConfig(steps=10), generator=seeded())
+    x, _ = langevin(energy, start, LangevinConfig(steps=10, backend="autograd"), generator=seeded())
     assert set(energy.seen) == {(False, False)}
     assert len(energy.seen) == 10
     assert energy.computed == 4  # four layers, once each
@@ -318,7 +318,7 @@ def test_while_sampling_parameters_are_frozen_and_spectral_weights_computed_once
     assert start.grad is None
     check()
     with pytest.raises(RuntimeError, match="broken"):
-        langevin(energy, start, LangevinConfig(steps=100), generator=seeded())
+        langevin(energy, start, LangevinConfig(steps=100, backend="autograd"), generator=seeded())
     check()
     with frozen(energy), torch.no_grad():
         inside = energy.inner(x)

@@ -72,6 +72,24 @@ class ImageEnergy(nn.Module):
         return (1 + level**2) ** 0.5 * torch.empty((count, *shape), device=generator.device).normal_(generator=generator)
 
 
+class Guided(nn.Module):
+    """(1 + w) E(x | y) - w E(x): the class counts for more than in the data (Ho and Salimans 2022)."""
+
+    def __init__(self, energy: ImageEnergy, weight: float) -> None:
+        super().__init__()
+        self.energy, self.weight = energy, weight
+
+    def forward(self, x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
+        """Energies `(B,)`."""
+        value: Tensor = (1 + self.weight) * self.energy(x, label, level) - self.weight * self.energy(x, None, level)
+        return value
+
+    def gradient(self, x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
+        """Gradient in x, `(B, *event)`."""
+        told, free = (self.energy.gradient(x, each, level) for each in (label, None))
+        return (1 + self.weight) * told - self.weight * free
+
+
 class MLPTilt(Tilt):
     """e = u . G + g with G and g the outputs of one swish network, whose layers each class shifts and scales.
 

@@ -26,7 +26,8 @@ class UnitGaussian(nn.Module):
 class MixtureBase(nn.Module):
     """A mixture of full Gaussians, whose density under noise of level s is known: N(m_k, C_k + s^2) in each component.
 
-    Components belong to a class each, or to none (-1). Given a label, those of its class count alone.
+    Components belong to a class each, or to none (-1). Given a label, those of its class count alone; label -1
+    stands for none.
     """
 
     weight: Tensor
@@ -96,7 +97,7 @@ class MixtureBase(nn.Module):
         variance = self.variance[:, None] + (level**2).reshape(1, -1, 1)
         logs = self.weight[:, None] - 0.5 * (white.square() / variance + variance.log()).sum(-1)
         if label is not None and self.classes:
-            logs = logs.masked_fill(self.owner[:, None] != label, -torch.inf)
+            logs = logs.masked_fill((self.owner[:, None] != label) & (label >= 0), -torch.inf)
         return logs.T, white, variance
 
     @torch.no_grad()
@@ -104,7 +105,7 @@ class MixtureBase(nn.Module):
         """Events under noise of a level, flat, `(count, D)`."""
         logs = self.weight.expand(count, -1)
         if label is not None and self.classes:
-            logs = logs.masked_fill(self.owner != label[:, None], -torch.inf)
+            logs = logs.masked_fill((self.owner != label[:, None]) & (label[:, None] >= 0), -torch.inf)
         which = torch.multinomial(logs.softmax(1), 1, generator=generator).squeeze(1)
         noise = torch.empty((count, self.mean.shape[1]), device=logs.device).normal_(generator=generator)
         scaled = noise * (self.variance[which] + level**2).sqrt()
@@ -125,6 +126,6 @@ def _mixture(rows: np.ndarray, components: int, floor: float, seed: int) -> tupl
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(torch.get_num_threads()):  # more than there are cores free are many times slower
+    with threadpool_limits(1):  # so that the bits don't depend on the number of cores
         found = GaussianMixture(components, reg_covar=floor, random_state=seed % 2**32, max_iter=200).fit(rows)
     return found.weights_, found.means_, found.covariances_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from ebmtraj.nets.base import TiltedBase
 from ebmtraj.nets.mlp import MLP, LevelFeatures, silu_with_slope
+from ebmtraj.samplers.analytic import SILU, Layers, Pass, blocks
 
 
 class PairEnergy(nn.Module):
@@ -144,6 +146,56 @@ class ResidualEnergy(nn.Module):
         shrink = torch.rsqrt(1 + level**2)
         u = r * shrink
         return (u + self.tilt_gradient(u, context, level.squeeze(-1)) / level) * shrink
+
+    def chain_gradient(
+        self, r: Tensor, context: ResidualContext, dtype: torch.dtype | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """`gradient` at this context for chains of the shape of r, for as long as the weights stay; see `samplers`."""
+        return _ResidualChain(self, r, context, dtype or r.dtype)
+
+
+class _ResidualChain:
+    """`ResidualEnergy.gradient` for one chain, in buffers and from the weights as they are; a call overwrites the last."""
+
+    def __init__(self, energy: ResidualEnergy, r: Tensor, context: ResidualContext, dtype: torch.dtype) -> None:
+        def at_hand(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype).contiguous()
+
+        d, first = energy.event, energy.input_event
+        self.energy, self.dtype = energy, dtype
+        self.hidden = at_hand(context.hidden + first.bias)
+        self.entry, self.entry_back = at_hand(first.weight.t()), at_hand(first.weight)
+        self.up, self.up_bias = at_hand(energy.output.weight[:d].t()), at_hand(energy.output.bias[:d])
+        self.down, self.down_bias = at_hand(energy.output.weight[:d]), at_hand(energy.output.weight[d])
+        hidden = [cast(nn.Linear, layer) for layer in energy.hidden]
+        layers = Layers([(layer.weight, layer.bias) for layer in hidden], [SILU] * (len(hidden) + 1), dtype)
+        width = len(self.down_bias)
+        self.u, self.g = r.new_empty(r.shape), r.new_empty(r.shape, dtype=dtype)
+        seed = r.new_empty((len(r), width), dtype=dtype)
+        passes: dict[int, Pass] = {}
+        self.parts: list[tuple[slice, Pass]] = []
+        for rows in blocks(len(r), width, seed):
+            size = rows.stop - rows.start
+            if size not in passes:
+                passes[size] = Pass(layers, seed[:size], width, whole=True)
+            self.parts.append((rows, passes[size]))
+
+    def __call__(self, r: Tensor, level: Tensor) -> Tensor:
+        """Gradient `(B, D)` at residuals and a level, `()` or `(B,)`."""
+        energy, level = self.energy, level.unsqueeze(-1)
+        shrink = torch.rsqrt(1 + level**2)
+        u = torch.mul(r, shrink, out=self.u)
+        noise = energy.input_level(energy.level_features(level.squeeze(-1))).to(self.dtype)
+        given = u.to(self.dtype)
+        for rows, work in self.parts:
+            part = given[rows]
+            torch.add(self.hidden[rows], noise if noise.dim() == 1 else noise[rows], out=work.entry)
+            work.entry.addmm_(part, self.entry)
+            torch.addmm(self.down_bias, part, self.down, out=work.seed)
+            back = work.run()
+            direct = torch.addmm(self.up_bias, work.top, self.up, out=self.g[rows])
+            direct.addmm_(back, self.entry_back)
+        return (u + self.g / level) * shrink
 
 
 class TiltedTransition(TiltedBase):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ebmtraj.energies.image import Base, ImageEnergy, MLPTilt, Tilt
+from ebmtraj.energies.image import Base, Guided, ImageEnergy, MLPTilt, Tilt
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian
 from ebmtraj.energies.image_conv import Network, NetworkTilt, chosen_network
 from ebmtraj.errors import EbmtrajError
@@ -39,6 +39,7 @@ class NoiseConditionalConfig:
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.2))
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=LADDER))
     unlabelled: float = 0.1  # share of the training images whose label is hidden, so that there is an E(x), too
+    guidance: float = 0.0  # how much more than in the data the class counts when sampling, see `Guided`
     validation_draws: int = 16  # noise levels for each validation image
 
     def __post_init__(self) -> None:
@@ -47,6 +48,11 @@ class NoiseConditionalConfig:
                 raise EbmtrajError(f"network.{name} = {getattr(self, name)} must be above 0")
         if not 0 <= self.unlabelled <= 1:
             raise EbmtrajError(f"network.unlabelled = {self.unlabelled}; it needs 0 <= unlabelled <= 1")
+        if self.guidance < 0 or (self.guidance > 0 and self.unlabelled == 0):
+            raise EbmtrajError(
+                f"network: guidance = {self.guidance}, unlabelled = {self.unlabelled}; guidance takes E(x), too: "
+                "set unlabelled above 0"
+            )
         if self.sampler.ladder is None:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
 
@@ -112,7 +118,9 @@ class NoiseConditionalModel(ImageModel):
 
         ladder = self.config.sampler.ladder
         start = self.net.start(count, self.shape, labels, ladder.sigma_max if ladder else 1.0, generator)
-        x, _ = langevin(self.net, start, self.config.sampler, context=labels, project=seen, generator=generator)
+        guided = labels is not None and self.config.guidance > 0
+        energy = Guided(self.net, self.config.guidance) if guided else self.net
+        x, _ = langevin(energy, start, self.config.sampler, context=labels, project=seen, generator=generator)
         return self.pixels(x)
 
     def _loss(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -37,18 +37,28 @@ class ImageRow:
 IMAGES: Mapping[str, ImageRow] = {
     "energy": ImageRow("dsm", "energy, score matching"),
     "energy-mixture": ImageRow("dsm", "the same, tilting a mixture", set=("network.base=mixture",)),
+    "pcd": ImageRow("pcd", "energy, contrastive divergence (paper 000)"),
     "field": ImageRow("field", "vector field of the same size"),
     "vae": ImageRow("vae", "variational autoencoder"),
     "gmm": ImageRow("gmm", "mixture of 40 Gaussians"),
     "class-gaussian": ImageRow("class-gaussian", "ten class Gaussians", seeds=1),
     "gaussian": ImageRow("gaussian", "one Gaussian", seeds=1),
     "energy-class": ImageRow("dsm", "energy, score matching", conditional=True),
+    "pcd-class": ImageRow("pcd", "energy, contrastive divergence (paper 000)", conditional=True),
     "field-class": ImageRow("field", "vector field of the same size", conditional=True),
     "vae-class": ImageRow("vae", "variational autoencoder", conditional=True),
     "gmm-class": ImageRow("gmm", "mixture of 4 Gaussians a class", conditional=True),
     "gaussian-class": ImageRow("class-gaussian", "ten class Gaussians", conditional=True, seeds=1),
 }
 JEM: Mapping[str, ImageRow] = {
+    "jem": ImageRow("jem", "joint energy, score matching", conditional=True),
+    "jem-factored": ImageRow("jem", "the same, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",)),
+    "jem-cd": ImageRow("jem-cd", "joint energy, contrastive divergence (paper 001)", conditional=True),
+    "classifier": ImageRow("classifier", "plain classifier of the same net", conditional=True),
+    "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",)),
+    "classifier-200": ImageRow(
+        "classifier", "plain classifier, 200 labels", conditional=True, set=("network.labelled=200",)
+    ),
     "class-gaussian": ImageRow("class-gaussian", "ten class Gaussians", conditional=True, seeds=1),
     "gaussian": ImageRow("gaussian", "one Gaussian", seeds=1),
     "gmm": ImageRow("gmm", "mixture of 40 Gaussians"),
@@ -105,7 +115,10 @@ class ImageJob:
         c = self.comparison
         changes = (*self.row.set, *leaves(c.changes.get("all", {})), *leaves(c.changes.get(self.name, {})))
         given = {"model": self.row.model, "data": c.data, "conditional": self.row.conditional}
-        recipe = load_image_recipe(None, changes, given)
+        try:
+            recipe = load_image_recipe(None, changes, given)
+        except EbmtrajError as error:
+            raise EbmtrajError(f"row {self.name}: {error}") from None
         return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=self.seed))
 
     def asked(self) -> dict[str, Any]:

@@ -17,12 +17,11 @@ from ebmtraj.device import no_denormals, use_threads
 from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.evaluation.image_features import Judge, judge_facts, judge_of
 from ebmtraj.images.fit import train_image
-from ebmtraj.images.model import ImageModel
 from ebmtraj.images.registry import load_image_model
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.compare_images import ROWS, STABLE, ImageJob
 from ebmtraj.report.jobs import OUTCOME, finite
-from ebmtraj.report.measure_images import MEASURES, Subject, draw, floor, generation, memory
+from ebmtraj.report.measure_images import MEASURES, Subject, draw, floor, generation, memory, samples_images
 from ebmtraj.runs import Run, cores, machine, versions, write_json
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 
@@ -41,60 +40,74 @@ def run_image_jobs(
     """
     store = open_images(jobs[0].comparison.data)
     judge_of(store, folder=jobs[0].comparison.runs)
-    waiting = [job for job in jobs if job.outcome() is None]
+    waiting = [job for job in jobs if missing(job)]
     if waiting:
         with open_pool(min(workers or cores(), len(waiting))) as pool:
             for job, outcome in zip(waiting, pool.map(work, waiting, lambda job: str(job.path)), strict=True):
                 on_done(job, outcome)
 
 
+def missing(job: ImageJob) -> list[str]:
+    """What of a job is still to be done: all of it, or measures that came later than its outcome."""
+    outcome = job.outcome()
+    if outcome is None:
+        return ["training", *_measures(job)]
+    return [] if outcome["diverged"] else [name for name in _measures(job) if name not in outcome["done"]]
+
+
+def _measures(job: ImageJob) -> list[str]:
+    return ["samples", *MEASURES[job.comparison.kind]] if job.measured else []
+
+
 def work(job: ImageJob) -> dict[str, Any]:
     """Train a job's model, measure it, and write down what it came to; goes on where it was killed."""
     use_threads(1)
-    asked = job.asked()
+    outcome = job.outcome() or {"asked": job.asked(), "diverged": None, "done": [], "facts": {}}
     try:
         with threadpool_limits(1), no_denormals():
-            facts = _train_and_measure(job)
+            wanted = missing(job)
+            if "training" in wanted:
+                outcome["facts"]["training"] = _train(job)
+            outcome["facts"] |= _measure(job, [name for name in wanted if name != "training"])
+            outcome["done"] = _measures(job)
     except DivergedError as error:
-        outcome: dict[str, Any] = {"asked": asked, "diverged": str(error), "facts": {}}
-    else:
-        outcome = {"asked": asked, "diverged": None, "facts": facts}
+        outcome |= {"diverged": str(error), "facts": {}}
     write_json(job.path / OUTCOME, finite(outcome))  # last, as it says that all else is there
     return outcome
 
 
-def _train_and_measure(job: ImageJob) -> dict[str, Any]:
-    c, recipe = job.comparison, job.recipe()
+def _train(job: ImageJob) -> dict[str, Any]:
     whole = not (job.path / "checkpoints" / "resume.safetensors").exists()
     began = time.thread_time()
-    result, _ = train_image(recipe, job.path, device="cpu", resume=True)
+    result, _ = train_image(job.recipe(), job.path, device="cpu", resume=True)
     core = round(time.thread_time() - began, 1) if whole else None  # nobody knows what a killed one took
-    facts: dict[str, Any] = {
-        "training": {
-            "seconds": round(result.seconds, 1),
-            "core_seconds": core,
-            "steps": result.steps,
-            "rollbacks": result.rollbacks,
-            "best_step": _best_step(job.path),
-        }
+    return {
+        "seconds": round(result.seconds, 1),
+        "core_seconds": core,
+        "steps": result.steps,
+        "best_step": _best_step(job.path),
+        "rollbacks": result.rollbacks,
     }
-    if not job.measured:
-        return facts
+
+
+def _measure(job: ImageJob, names: Sequence[str]) -> dict[str, Any]:
+    if not names:
+        return {}
+    c, facts = job.comparison, {}
     model, _ = load_image_model(job.path)
-    facts["training"]["parameters"] = sum(each.numel() for each in model.parameters())
     store = open_images(c.data)
     subject = Subject(model, store, judge_of(store, folder=c.runs), c.split, job.seed, c.samples)
-    began = time.perf_counter()
-    if type(model).sample is not ImageModel.sample:
-        pixels, labels, seconds = draw(subject)
-        facts["generation"] = {**generation(subject, pixels, labels), "seconds": round(seconds, 2)}
+    if "samples" in names and samples_images(model):
+        began = time.thread_time()
+        pixels, labels = draw(subject)
+        seconds = time.thread_time() - began
+        facts["generation"] = {**generation(subject, pixels, labels), "core_seconds": round(seconds, 2)}
         facts["memory"] = memory(subject, pixels)
         _keep(job.path, pixels, labels)
-    for name, measure in MEASURES[c.kind].items():
-        found = measure(subject)
+    for name in names:
+        found = MEASURES[c.kind][name](subject) if name != "samples" else {}
         if found:
-            facts[name] = found
-    facts["training"]["measuring_seconds"] = round(time.perf_counter() - began, 1)
+            facts[name] = dict(found)
     return facts
 
 
@@ -126,7 +139,7 @@ def image_results(jobs: Sequence[ImageJob], store: ImageStore, judge: Judge, *, 
     trained: list[dict[str, Any]] = []
     for job in jobs:
         outcome = job.outcome()
-        if outcome is None:
+        if outcome is None or missing(job):
             raise EbmtrajError(f"{job.path} is not done; run the comparison again with --resume")
         row = {"model": job.name, "seed": job.seed, "diverged": outcome["diverged"], **flat(outcome["facts"])}
         (rows if job.measured else trained).append(row)

@@ -95,9 +95,18 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 Column("classes.ece", "ECE"),
                 Column("classes.ece_scaled", "ECE, scaled"),
                 Column("classes.nll", "NLL"),
-                Column("generation.frechet", "Fréchet"),
-                Column("generation.agreement", "agreement", 1, percent=True),
                 *_COST,
+            ),
+        ),
+        "samples": Section(
+            "samples",
+            (
+                Column("marginal.frechet", "Fréchet of p(x)"),
+                Column("marginal.least_share", "rarest class", 1, percent=True),
+                Column("generation.frechet", "of p(x|y)"),
+                Column("generation.agreement", "agreement", 1, percent=True),
+                Column("generation.spread", "spread", 1, percent=True),
+                *_MEMORY[1:],
             ),
         ),
         **{
@@ -200,3 +209,22 @@ def _shown(value: float | None, column: Column) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.1f} %" if column.percent else number(value * column.scale)
+
+
+def markdown_note(results: Mapping[str, Any], name: str) -> str:
+    """What a reader of the tables must know: images, judge, machine, command and the file of all numbers."""
+    protocol, stable, floor = results["protocol"], results["stability"], results["floor"]
+    images, judge, machine = protocol["images"], protocol["judge"], protocol["machine"]
+    said = (
+        f"Medians over {len(protocol['seeds'])} seeds, <sub>least–greatest</sub>, best in bold. {protocol['data']}: "
+        f"{images['train']:,} training, {images['validation']:,} validation and {images['test']:,} test images; distances "
+        f"at equal counts, held-out ones at {floor['generation.count_test']:,}. Features: the project's own "
+        f"{judge['network']} (hash {judge['digest']}"
+    )
+    said += f", {judge['test_accuracy']:.1%} right on test), " if "test_accuracy" in judge else "), "
+    return said + (
+        f"scaled to a total variance of {judge['total_variance']:g}. {stable['seeds']} seeds of `{stable['model']}`: "
+        f"{stable['diverged']} diverged, {stable['rolled_back']} brought back by the guard. {machine['processor']}, "
+        f"{machine['cores']} cores; made by `{protocol['command']}`, every number in "
+        f"[docs/results/{name}.json](/docs/results/{name}.json).\n"
+    )

@@ -5,7 +5,6 @@ Each measure takes a `Subject` and returns plain numbers, nested by name; what a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ebmtraj.datasets.images import Images, ImageStore
 from ebmtraj.device import generator
 from ebmtraj.evaluation.arrays import Array, FloatArray
-from ebmtraj.evaluation.calibration import calibration
 from ebmtraj.evaluation.image_features import Judge
 from ebmtraj.evaluation.image_scores import (
     distance_scores,
@@ -28,8 +25,9 @@ from ebmtraj.evaluation.image_scores import (
     memory_scores,
     same_count,
 )
-from ebmtraj.evaluation.ood import foreign_sets, ood_table
 from ebmtraj.images.model import ImageModel
+from ebmtraj.report.calibrate import measure_calibration
+from ebmtraj.report.ood import OODConfig, measure_ood, reading_level
 
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
@@ -70,19 +68,25 @@ class Subject:
         return np.concatenate([part.pixels for part in parts]), labels
 
 
-def draw(subject: Subject) -> tuple[Array, Array | None, float]:
-    """Samples (N, C, H, W), the labels they were asked for, evenly over the classes, and the seconds they took."""
-    model, count = subject.model, min(subject.samples, len(subject.known[0]))
-    asked = np.random.default_rng(subject.seed).permutation(np.arange(count) % len(model.classes)) if _told(model) else None
-    noise, began = generator(subject.seed), time.perf_counter()
+def draw(subject: Subject, *, told: bool = True) -> tuple[Array, Array | None]:
+    """Samples (N, C, H, W), and the labels they were asked for, evenly over the classes.
+
+    Without `told`, a model that could be asked for classes is asked for none.
+    """
+    model = subject.model
+    told = told and model.conditional and bool(model.classes)
+    count = min(subject.samples, len(subject.known[0]))
+    asked = np.random.default_rng(subject.seed).permutation(np.arange(count) % len(model.classes)) if told else None
+    noise = generator(subject.seed)
     labels = None if asked is None else torch.from_numpy(asked)
     split = torch.arange(count).split(BATCH)  # which bounds memory
     parts = [model.sample(len(index), noise, None if labels is None else labels[index]) for index in split]
-    return torch.cat(parts).cpu().numpy(), asked, time.perf_counter() - began
+    return torch.cat(parts).cpu().numpy(), asked
 
 
-def _told(model: ImageModel) -> bool:
-    return model.conditional and bool(model.classes)
+def samples_images(model: ImageModel) -> bool:
+    """Whether it generates images."""
+    return type(model).sample is not ImageModel.sample
 
 
 def generation(subject: Subject, pixels: Array, asked: Array | None) -> dict[str, Any]:
@@ -124,57 +128,30 @@ def has_density(model: ImageModel) -> bool:
 @torch.no_grad()
 def log_p(model: ImageModel, pixels: Array) -> FloatArray:
     """log p(x) up to a constant, (N,)."""
-    return _over(pixels, lambda x: model.log_density(x))
-
-
-def foreign_scores(model: ImageModel) -> Callable[[Array], Mapping[str, Array]]:
-    """The scores that tell foreign images: log p(x), max p(y|x) and -|grad log p(x)|, those that the model has.
-
-    Paper 001, section 4.3.
-    """
-
-    def score(pixels: Array) -> Mapping[str, Array]:
-        found = {}
-        if has_density(model):
-            found["log_p"] = log_p(model, pixels)
-            found["grad_norm"] = _over(pixels, lambda x: -_slope(model, x).flatten(1).norm(dim=1))
-        if model.classifies:
-            with torch.no_grad():
-                found["max_p"] = _over(pixels, lambda x: model.logits(x).double().softmax(1).max(1).values)
-        return found
-
-    return score
-
-
-def _slope(model: ImageModel, x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        return torch.autograd.grad(model.log_density(x).sum(), x)[0]
-
-
-def _over(pixels: Array, function: Callable[[Tensor], Tensor]) -> FloatArray:
-    parts = [function(part).detach().double().cpu() for part in torch.from_numpy(np.ascontiguousarray(pixels)).split(BATCH)]
-    return np.asarray(torch.cat(parts).numpy())
+    parts = torch.from_numpy(np.ascontiguousarray(pixels)).split(BATCH)
+    return np.asarray(torch.cat([model.log_density(part, reading_level(model)).double().cpu() for part in parts]).numpy())
 
 
 def foreign(subject: Subject) -> dict[str, dict[str, float]]:
-    """AUROC of each score on each foreign set."""
-    if not has_density(subject.model) and not subject.model.classifies:
+    """AUROC of log p(x), max p(y|x) and -|grad log p(x)|, those that the model has, on each foreign set."""
+    if not has_density(subject.model):
         return {}
-    pixels = subject.held_out.pixels
-    return ood_table(foreign_scores(subject.model), pixels, foreign_sets(pixels, seed=0))
+    return measure_ood(subject.model, subject.store, OODConfig(split=subject.split)).table
 
 
-@torch.no_grad()
-def classes(subject: Subject) -> dict[str, float]:
+def classes(subject: Subject) -> dict[str, Any]:
     """Accuracy and calibration of a classifier."""
     if not subject.model.classifies:
         return {}
-    logits, labels = [], []
-    for images in (subject.held_out, subject.validation):
-        logits.append(torch.cat([subject.model.logits(x) for x in torch.from_numpy(images.pixels).split(BATCH)]))
-        labels.append(torch.from_numpy(np.asarray(images.labels)))
-    return calibration(logits[0], labels[0], logits[1], labels[1])
+    return measure_calibration(subject.model, subject.store, split=subject.split).results
+
+
+def marginal(subject: Subject) -> dict[str, Any]:
+    """Samples of p(x) of a joint model, which has p(x | y) beside it."""
+    if not subject.model.classifies or not samples_images(subject.model):
+        return {}
+    pixels, _ = draw(subject, told=False)
+    return generation(subject, pixels, None)
 
 
 def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[str, Any]:
@@ -191,5 +168,5 @@ def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[st
 
 MEASURES: Mapping[str, Mapping[str, Callable[[Subject], Mapping[str, Any]]]] = {  # by table, beside samples and memory
     "images": {"foreign": foreign},
-    "jem": {"classes": classes, "foreign": foreign},
+    "jem": {"classes": classes, "foreign": foreign, "marginal": marginal},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ebmtraj.errors import EbmtrajError
+from ebmtraj.errors import DivergedError, EbmtrajError
+from ebmtraj.samplers.analytic import PlainGradient
 from ebmtraj.samplers.anneal import Ladder, predict
-from ebmtraj.samplers.backends import Backend, Energy, gradient_of
-from ebmtraj.samplers.checks import check_chain, check_finite, check_scale, rows
+from ebmtraj.samplers.backends import Backend, Energy, chain_gradient, check_backend, laid_out
+from ebmtraj.samplers.blocks import BLOCKS, Step
+from ebmtraj.samplers.checks import check_chain, check_finite, check_scale, name_of, rows
 
 
 @dataclass(frozen=True)
@@ -83,22 +86,43 @@ def langevin(
     """
     check_chain(x, mask, generator)
     noise = generator.get_state()
-    seen = torch.zeros_like(x)
-    out = _chain(energy, x, config, context, project, mask, generator, lambda g: seen.add_(g))
-    if not bool(seen.isfinite().all()):  # once a chain; so run it again with the same noise and look at every step
-        count = -1
-
-        def look(g: Tensor) -> None:
-            nonlocal count
-            count += 1
-            check_finite(energy, "gradient", g, count, "step" if config.ladder is None else "gradient evaluation")
-
-        generator.set_state(noise)
-        check_finite(energy, "state", x)
-        _chain(energy, x, config, context, project, mask, generator, look)
+    # A gradient that is not finite makes x so for good, unless something bounds x; then all gradients are summed up.
+    bounded = config.clip is not None or project is not None
+    seen = torch.zeros_like(x) if bounded else None
+    out = _chain(energy, x, config, context, project, mask, generator, None if seen is None else seen.add_)
+    if not bool((out[0] if seen is None else seen).isfinite().all()):
+        _find_fault(energy, x, config, context, project, mask, generator, noise)
     for k, energies in enumerate(() if out[1].energies is None else (*out[1].energies, out[1].energy)):
         check_finite(energy, "energy", energies, k)
     return out
+
+
+def _find_fault(
+    energy: Energy,
+    x: Tensor,
+    config: LangevinConfig,
+    context: Any,
+    project: Callable[[Tensor], Tensor] | None,
+    mask: Tensor | None,
+    generator: torch.Generator,
+    noise: Tensor,
+) -> None:
+    """Run a chain again with the same noise, and look at every step; raises `DivergedError`."""
+    count = -1
+
+    def look(g: Tensor) -> None:
+        nonlocal count
+        count += 1
+        check_finite(energy, "gradient", g, count, "step" if config.ladder is None else "gradient evaluation")
+
+    generator.set_state(noise)
+    check_finite(energy, "state", x)
+    plain = "auto" if config.backend in ("compiled", "cuda_graph") else config.backend
+    last, _ = _chain(energy, x, dataclasses.replace(config, backend=plain), context, project, mask, generator, look)
+    check_finite(energy, "state", last, config.steps)
+    raise DivergedError(
+        f"{name_of(energy)}: a gradient was not finite with backend {config.backend!r}, and all are with {plain!r}; use that"
+    )
 
 
 def _chain(
@@ -109,69 +133,113 @@ def _chain(
     project: Callable[[Tensor], Tensor] | None,
     mask: Tensor | None,
     generator: torch.Generator,
-    watch: Callable[[Tensor], Any],
+    watch: Callable[[Tensor], Any] | None,
 ) -> tuple[Tensor, Info]:
     """The chain itself; `watch` is shown each gradient before it is clipped."""
-    gradient = gradient_of(energy, config.backend)
     start, scale = x.detach(), check_scale(x, config.scale)
-    energies: list[Tensor] = []
-    norms: list[Tensor] = []
-    states: list[Tensor] = []
-    done = 0
+    held = None if mask is None else mask.bool()
+    check_backend(energy, config.backend)
+    trail = _Trail(config, energy, context)
+    push, noise = torch.empty_like(start), torch.empty_like(start)
+    free = project is None and held is None and not config.keep  # then nobody else holds x, and it moves where it lies
 
     def settle(new: Tensor) -> Tensor:
         if project is not None:
             new = project(new)
-        return new if mask is None else torch.where(mask.bool(), new, start)
+        return new if held is None else torch.where(held, new, start)
 
     def slope(x: Tensor, level: Tensor | None) -> Tensor:
         g = gradient(x, context) if level is None else gradient(x, context, level)
-        if mask is not None:
-            g = torch.where(mask.bool(), g, 0.0)  # so that the predictor's trial point holds the same values, too
-        watch(g)
+        if held is not None:
+            g = torch.where(held, g, 0.0)  # so that the predictor's trial point holds the same values, too
+        if watch is not None:
+            watch(g)
         return g if config.clip is None else g.clamp(-config.clip, config.clip)
 
-    def step(x: Tensor, level: Tensor | None, growth: Tensor | float) -> Tensor:
-        nonlocal done
-        x = moved(x, level, growth)
-        done += 1
-        if config.keep and done % config.keep == 0:
-            states.append(x)
-        return x
-
-    def moved(x: Tensor, level: Tensor | None, growth: Tensor | float) -> Tensor:
+    def step(x: Tensor, level: Tensor | None, drift: Tensor, spread: Tensor) -> Tensor:
+        """x - drift grad E + spread epsilon"""
         g = slope(x, level)
-        if config.record:
-            energies.append(evaluate(energy, x, context, level))
-            norms.append(rows(g).norm(dim=1))
-        epsilon = torch.empty_like(x).normal_(generator=generator)
-        if config.noise is None:
-            size = config.step_size * growth
-            return settle(x - 0.5 * size * scale**2 * g + (size * config.temperature) ** 0.5 * scale * epsilon)
-        return settle(x - config.step_size * growth * scale**2 * g + config.noise * scale * epsilon)
+        trail.before(x, g, level)
+        torch.mul(g, drift, out=push)
+        new = x.sub_(push) if free else x - push
+        new = settle(new.add_(noise.normal_(generator=generator).mul_(spread)))
+        trail.after(new)
+        return new
 
-    with frozen(energy), torch.no_grad():
+    with frozen(energy), torch.no_grad(), laid_out(energy, config.backend, start, context):
         x = settle(start)
+        x = x.clone() if free else x
         level: Tensor | None = None
+        gradient = chain_gradient(energy, config.backend, x, context, *([] if config.ladder is None else [x]))
         if config.ladder is None:
-            for _ in range(config.steps):
-                x = step(x, None, 1.0)
+            drift, spread = sizes(config, scale, 1.0)
+            done = 0
+            if config.backend in BLOCKS and not (config.record or config.keep):
+                alike = Step(energy, context, drift, spread, config.clip, project, held, start, watch)
+                x, done = BLOCKS[config.backend](alike, x, config.steps, generator)
+            if (
+                free
+                and isinstance(gradient, PlainGradient)
+                and config.clip is None
+                and not config.record
+                and scale.dim() == 0
+            ):
+                far, wide = float(drift), float(spread)  # the last product of a gradient adds to x
+                for _ in range(config.steps - done):
+                    gradient.descend(x, far)
+                    x.add_(noise.normal_(generator=generator), alpha=wide)
+            else:
+                for _ in range(config.steps - done):
+                    x = step(x, None, drift, spread)
         else:
             ladder, sigmas = config.ladder, config.ladder.sigmas(x.device)
             for k in range(ladder.levels):
                 level = sigmas[k]
                 if k > 0 and ladder.predictor != "none":
                     x = settle(predict(slope, x, sigmas[k - 1], level, ladder.predictor))
+                if config.steps:
+                    drift, spread = sizes(config, scale, level**2)
                 for _ in range(config.steps):
-                    x = step(x, level, level**2)
+                    x = step(x, level, drift, spread)
         last = evaluate(energy, x, context, level) if config.record else None
-    return x, Info(
-        energy=last,
-        energies=torch.stack(energies) if energies else None,
-        gradient_norm=torch.stack(norms) if norms else None,
-        acceptance=None,
-        states=torch.stack(states) if states else None,
-    )
+    return x, trail.info(last)
+
+
+def sizes(config: LangevinConfig, scale: Tensor, growth: Tensor | float) -> tuple[Tensor, Tensor]:
+    """What multiplies gradient and noise in a step; `growth` is a level's square."""
+    if config.noise is None:
+        size = config.step_size * growth
+        return 0.5 * size * scale**2, (size * config.temperature) ** 0.5 * scale
+    return config.step_size * growth * scale**2, config.noise * scale
+
+
+class _Trail:
+    """What is kept of a chain's steps, if anything."""
+
+    def __init__(self, config: LangevinConfig, energy: Energy, context: Any) -> None:
+        self.config, self.energy, self.context, self.done = config, energy, context, 0
+        self.energies: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.states: list[Tensor] = []
+
+    def before(self, x: Tensor, g: Tensor, level: Tensor | None) -> None:
+        if self.config.record:
+            self.energies.append(evaluate(self.energy, x, self.context, level))
+            self.norms.append(rows(g).norm(dim=1))
+
+    def after(self, x: Tensor) -> None:
+        self.done += 1
+        if self.config.keep and self.done % self.config.keep == 0:
+            self.states.append(x)
+
+    def info(self, last: Tensor | None) -> Info:
+        return Info(
+            energy=last,
+            energies=torch.stack(self.energies) if self.energies else None,
+            gradient_norm=torch.stack(self.norms) if self.norms else None,
+            acceptance=None,
+            states=torch.stack(self.states) if self.states else None,
+        )
 
 
 def evaluate(energy: Energy, x: Tensor, context: Any, level: Tensor | None) -> Tensor:

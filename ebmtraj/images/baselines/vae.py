@@ -26,7 +26,7 @@ class VAEConfig:
     latent: int = 16
     width: int = 256  # of dense layers, or channels of the innermost convolution
     depth: int = 2
-    beta: float = 1.0  # weight of the divergence to the prior
+    beta: float = 3.0  # weight of the divergence to the prior (Higgins et al. 2017); 1: the evidence bound
     sample: Literal["mean", "noisy"] = "mean"  # of the decoder: its mean, or a draw with its noise
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class VAEModel(ImageModel):
     name = "vae"
     Config = VAEConfig
     config: VAEConfig
-    training_defaults: ClassVar[dict[str, Any]] = {"steps": 8000, "batch": 128, "check_every": 250, "learning_rate": 1e-3}
+    training_defaults: ClassVar[dict[str, Any]] = {"steps": 4000, "batch": 128, "check_every": 250, "learning_rate": 1e-3}
 
     def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: VAEConfig) -> None:
         super().__init__(shape, classes, conditional=conditional, config=config)
