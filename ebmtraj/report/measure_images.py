@@ -26,6 +26,7 @@ from ebmtraj.evaluation.image_scores import (
     same_count,
 )
 from ebmtraj.images.model import ImageModel
+from ebmtraj.images.restore import noise_conditional
 from ebmtraj.report.calibrate import measure_calibration
 from ebmtraj.report.ood import OODConfig, measure_ood, reading_level
 from ebmtraj.report.restore import measure_restoration
@@ -157,14 +158,18 @@ def marginal(subject: Subject) -> dict[str, Any]:
 
 def restoration(subject: Subject) -> dict[str, float]:
     """Mean squared errors of restoring 30 % salt and pepper and a hidden lower half, beside what needs no energy."""
-    if not has_density(subject.model):
+    if not noise_conditional(subject.model) or not has_density(subject.model) or subject.model.conditional:
         return {}
     found: dict[str, float] = {}
     for task, name in (("salt-and-pepper", "salt_and_pepper"), ("inpaint", "inpainting")):
-        errors = measure_restoration(subject.model, subject.store, task, split=subject.split, seed=subject.seed).results["mse"]
+        errors = measure_restoration(subject.model, subject.store, task, split=subject.split, seed=subject.seed).results[
+            "mse"
+        ]
         found |= {f"{name}_{suffix}": errors[key] for key, suffix in _ERRORS.items() if key in errors}
         found |= {plain: errors[key] for key, plain in _PLAIN.items() if key in errors}
-        found |= {"one_step": value for key, value in errors.items() if key.startswith("one-step denoiser")}
+        for key, value in errors.items():
+            if key.startswith("one-step denoiser"):
+                found["one_step"] = value
     return found
 
 
