@@ -16,6 +16,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.ood import Pixels, auroc, foreign_sets, ood_table
 from ebmtraj.images.model import ImageModel
 from ebmtraj.report.style import GREY, INK, look, new_figure, save
+from ebmtraj.training.losses import NoiseConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ RATIO = 0.8  # the level of `log_ratio`, chosen on the validation split of the d
 
 def has_levels(model: ImageModel) -> bool:
     """Whether its energy is one at every noise level."""
-    return hasattr(model.config, "noise") or bool(getattr(model, "closed_form", False))
+    return isinstance(getattr(model.config, "noise", None), NoiseConfig) or bool(getattr(model, "closed_form", False))
 
 
 def reading_level(model: ImageModel) -> float:
