@@ -34,7 +34,8 @@ def ood_command(
 ) -> None:
     """Say how well a model tells foreign images: AUROC of log p(x), max p(y|x) and -|grad log p(x)|.
 
-    Foreign are noise, constant, inverted, rotated, shuffled and interpolated images, letters, and the stores of --against.
+    An energy at every noise level also gives log_ratio: log p(x) at a level less twice that at twice the level. Foreign are
+    noise, constant, inverted, rotated, shuffled and interpolated images, letters, and the stores of --against.
 
     Example: ebmtraj ood runs/jem --figure ood.png
     """
