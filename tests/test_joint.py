@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebmtraj.datasets.images import open_images
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian
-from ebmtraj.energies.joint import Frame, JointEnergy, LogitEnergy, MLPJointTilt
+from ebmtraj.energies.joint import Frame, JointEnergy, LogitEnergy, MLPJointTilt, joint_tilt
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageData
 from ebmtraj.images.labels import kept_labels
@@ -76,6 +76,36 @@ def test_joint_energy_is_its_logits_and_its_gradient_theirs(base: str, factored:
     _, of_joint, of_marginal = energy.with_gradients(x, label, level, also="marginal")
     assert torch.allclose(of_joint, energy.gradient(x, label, level))
     assert torch.allclose(of_marginal, energy.gradient(x, None, level))
+
+
+def test_convolutional_tilts_give_the_energys_gradient_and_train() -> None:
+    torch.manual_seed(0)
+    shape = (1, 6, 6)
+    tilt = joint_tilt("conv", shape, CLASSES, width=8, depth=1, channels=8)
+    energy = JointEnergy(UnitGaussian(), Frame(shape, False), tilt).double()
+    torch.nn.init.normal_(tilt.net.output.weight, std=0.5)  # type: ignore[union-attr, arg-type]
+    x, level = torch.randn(4, *shape, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0, 4.0], dtype=torch.float64)
+    label = torch.tensor([0, -1, 2, 1])
+    for given in (None, label):
+        at = x.clone().requires_grad_()
+        (true,) = torch.autograd.grad(energy(at, given, level).sum(), at)
+        assert torch.allclose(energy.gradient(x, given, level), true)
+        with torch.no_grad():
+            assert torch.allclose(energy.gradient(x, given, level), true)
+
+    def error() -> Tensor:
+        return energy.gradient(x, None, level).square().sum()
+
+    weight: Any = tilt.net.output.weight  # type: ignore[union-attr]
+    (slope,) = torch.autograd.grad(error(), weight)  # through the gradient, by finite differences
+    with torch.no_grad():
+        step = torch.zeros_like(weight)
+        step[1, 3] = 1e-5
+        weight += step
+        up = error()
+        weight -= 2 * step
+        down = error()
+    assert float(slope[1, 3]) == pytest.approx(float((up - down) / 2e-5), rel=1e-4)
 
 
 def test_untilted_class_gaussians_are_discriminant_analysis() -> None:

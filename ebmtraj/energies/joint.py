@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
+from ebmtraj.energies.image_conv import Network, chosen_network
+from ebmtraj.nets.conv import ConvNet
 from ebmtraj.nets.mlp import LevelFeatures, silu_with_slope
+from ebmtraj.nets.resnet import ResNet
 
 
 class Pull(NamedTuple):
@@ -88,6 +91,44 @@ class MLPJointTilt(JointTilt):
             value, slope = silu_with_slope(layer(value))
             slopes.append(slope)
         return value, slopes
+
+
+class NetworkJointTilt(JointTilt):
+    """e and f as the outputs of a convolutional network; their gradient is autograd's."""
+
+    def __init__(self, net: ConvNet | ResNet) -> None:
+        """`net` takes events, labels and levels, and gives `(B, 1 + K)`."""
+        super().__init__()
+        self.net = net
+        nn.init.normal_(cast(Tensor, self.net.output.weight), std=1e-2)
+
+    def forward(self, u: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """e `(B,)` and f `(B, K)`."""
+        out = self.net(u, None, level)
+        return out[:, 0], out[:, 1:]
+
+    def pull(self, u: Tensor, level: Tensor) -> Pull:
+        """One pass back for each gradient that is asked for."""
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():
+            u = u if u.requires_grad and wanted else u.detach().requires_grad_(True)
+            outputs = self(u, level)
+
+        def back(a: Tensor, b: Tensor) -> Tensor:
+            return torch.autograd.grad(outputs, u, (a, b), create_graph=wanted, retain_graph=True)[0]
+
+        e, f = outputs if wanted else (each.detach() for each in outputs)
+        return Pull(e, f, back)
+
+
+def joint_tilt(
+    network: Network, shape: tuple[int, int, int], classes: int, *, width: int, depth: int, channels: int
+) -> JointTilt:
+    """The network for images of this shape: dense layers for small ones, a residual network for others, or as said."""
+    kind = chosen_network(network, shape)
+    if kind == "mlp":
+        return MLPJointTilt(shape, classes, width=width, depth=depth)
+    return NetworkJointTilt((ConvNet if kind == "conv" else ResNet)(shape, 1 + classes, levels=True, width=channels))
 
 
 class Frame(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ebmtraj.energies.joint import LogitEnergy, MLPJointTilt
+from ebmtraj.energies.image_conv import Network
+from ebmtraj.energies.joint import LogitEnergy, joint_tilt
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageBatch
 from ebmtraj.images.joint import Classifier
@@ -28,16 +29,18 @@ LEVEL = 0.3  # what the network is told in the place of a noise level, always th
 class ClassifierConfig:
     """The network of `jem`, trained to classify and nothing else."""
 
+    network: Network = "auto"  # as that of `jem`
     width: int = 512
     depth: int = 2
+    channels: int = 64
     labelled: int = 0  # training images that keep their label, evenly over the classes; 0: all
     label_seed: int = 0  # which ones
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 1 or self.labelled < 0:
+        if min(self.width, self.depth, self.channels) < 1 or self.labelled < 0:
             raise EbmtrajError(
-                f"network: width = {self.width}, depth = {self.depth}, labelled = {self.labelled}; it needs width and depth "
-                "above 0 and labelled >= 0"
+                f"network: width = {self.width}, depth = {self.depth}, channels = {self.channels}, labelled = "
+                f"{self.labelled}; it needs the first three above 0 and labelled >= 0"
             )
 
 
@@ -51,7 +54,15 @@ class ClassifierModel(Classifier):
 
     def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: Any) -> None:
         super().__init__(shape, classes, conditional=conditional, config=config)
-        self.net = LogitEnergy(MLPJointTilt(self.shape, len(self.classes), width=config.width, depth=config.depth), LEVEL)
+        tilt = joint_tilt(
+            config.network,
+            self.shape,
+            len(self.classes),
+            width=config.width,
+            depth=config.depth,
+            channels=config.channels,
+        )
+        self.net = LogitEnergy(tilt, LEVEL)
 
     def stages(self) -> list[Stage]:
         """Cross-entropy throughout."""

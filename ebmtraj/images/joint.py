@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
-from ebmtraj.energies.joint import Frame, JointEnergy, MLPJointTilt
+from ebmtraj.energies.image_conv import Network
+from ebmtraj.energies.joint import Frame, JointEnergy, joint_tilt
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageBatch, ImageData
 from ebmtraj.images.labels import kept_labels
@@ -26,8 +27,10 @@ from ebmtraj.training.trainable import Stage
 class JointConfig:
     """A classifier whose logits are an energy at every noise level: cross-entropy and denoising score matching."""
 
-    width: int = 512
-    depth: int = 2
+    network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
+    width: int = 512  # units of a layer of mlp
+    depth: int = 2  # its hidden layers
+    channels: int = 64  # of a convolutional network's first layer
     base: Literal["unit", "gaussian", "mixture", "classes"] = "mixture"  # what is tilted; classes: Gaussians of each class
     components: int = 10  # of a mixture, or of each class
     floor: float = 0.05  # added to the variances of a fitted base
@@ -42,10 +45,12 @@ class JointConfig:
     validation_draws: int = 16  # noise levels for each validation image
 
     def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.components, self.validation_draws) < 1 or self.floor <= 0 or self.level <= 0:
+        sizes = (self.width, self.depth, self.channels, self.components, self.validation_draws)
+        if min(sizes) < 1 or self.floor <= 0 or self.level <= 0:
             raise EbmtrajError(
-                f"network: width = {self.width}, depth = {self.depth}, components = {self.components}, floor = "
-                f"{self.floor}, level = {self.level}, validation_draws = {self.validation_draws}; all must be above 0"
+                f"network: width = {self.width}, depth = {self.depth}, channels = {self.channels}, components = "
+                f"{self.components}, validation_draws = {self.validation_draws}, floor = {self.floor}, level = "
+                f"{self.level}; all must be above 0"
             )
         if self.classification < 0 or self.conditional < 0 or self.labelled < 0:
             raise EbmtrajError(
@@ -141,7 +146,9 @@ class JointModel(Classifier):
         if config.base != "unit":
             components = 1 if config.base == "gaussian" else config.components
             base = MixtureBase(self.shape, components, count if config.base == "classes" else 0)
-        tilt = MLPJointTilt(self.shape, count, width=config.width, depth=config.depth)
+        tilt = joint_tilt(
+            config.network, self.shape, count, width=config.width, depth=config.depth, channels=config.channels
+        )
         self.net = JointEnergy(base, Frame(self.shape, config.base != "unit"), tilt, factored=config.factored)
 
     def prepare(self, data: ImageData, most: int = 20_000) -> None:

@@ -43,6 +43,7 @@ class VAEModel(ImageModel):
     name = "vae"
     Config = VAEConfig
     config: VAEConfig
+    conditional_defaults: ClassVar[dict[str, Any]] = {"beta": 1.0}
     training_defaults: ClassVar[dict[str, Any]] = {"steps": 4000, "batch": 128, "check_every": 250, "learning_rate": 1e-3}
 
     def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: VAEConfig) -> None:
