@@ -70,7 +70,9 @@ def measure_restoration(
     if draws > 1:  # of every draw, not only the first
         errors["energy, one sample"] = sum(squared_error(each, truth, counted) for each in found) / draws
     protocol = {"images": len(truth), "split": split, "amount": damaged.amount, "draws": draws, "seed": seed}
-    protocol |= {"measured": "mean squared error of pixels in [0, 1]" + (", hidden ones alone" if counted is not None else "")}
+    protocol |= {
+        "measured": "mean squared error of pixels in [0, 1]" + (", hidden ones alone" if counted is not None else "")
+    }
     return Restored({"task": task, "mse": errors, "protocol": protocol}, {"truth": truth, **rows})
 
 
