@@ -83,9 +83,9 @@ def _run(attack: Any, pixels: Tensor, labels: Tensor, seed: int) -> Tensor:
 
 
 def boundary_attack(predict: Predict, pixels: Tensor, labels: Tensor, seed: int, steps: int) -> Tensor:
-    """The boundary attack (Brendel et al. 2018), which asks for decisions alone: near images of another class, `(B, C, H, W)`.
+    """The boundary attack (Brendel et al. 2018), which asks for decisions alone: near images of another class.
 
-    It lessens the L2 distance. Images without an adversarial start come back as they were.
+    Returns `(B, C, H, W)`, at small L2 distances. Images without an adversarial start come back as they were.
     """
     foolbox = library("foolbox")
     with torch.random.fork_rng(), warnings.catch_warnings(), torch.no_grad():

@@ -62,8 +62,8 @@ class JointConfig:
             )
         if not 0 <= self.adversary <= 1 or self.adversary_weight < 0:
             raise EbmtrajError(
-                f"network: adversary = {self.adversary}, adversary_weight = {self.adversary_weight}; it needs 0 <= adversary "
-                "<= 1 and a weight from 0 up"
+                f"network: adversary = {self.adversary}, adversary_weight = {self.adversary_weight}; it needs 0 <= "
+                "adversary <= 1 and a weight from 0 up"
             )
         if self.labelled and (self.base == "classes" or self.conditional):
             raise EbmtrajError(

@@ -8,6 +8,7 @@ transformation, Athalye et al. 2018): a figure that such an attack can't lower i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -116,7 +117,7 @@ def differentiable(model: ImageModel, defence: Defence, generator: torch.Generat
             return model.logits(pixels).log_softmax(-1).unsqueeze(0)
         x = noised(model, pixels, defence, count, generator)
         sigmas = defence.ladder.sigmas(x.device)
-        for above, below in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for above, below in itertools.pairwise(sigmas):
             x = predict(lambda x, level: model.gradient(x, None, level), x, above, below, "euler")
         return _read(model, x, count)
 
@@ -124,7 +125,7 @@ def differentiable(model: ImageModel, defence: Defence, generator: torch.Generat
 
 
 def _read(model: ImageModel, unit: Tensor, draws: int) -> Tensor:
-    """Classes of images in unit coordinates, `(M, B, K)`; what lies outside [0, 1] is not clamped, as no gradient would pass."""
+    """Classes of images in unit coordinates, `(M, B, K)`; not clamped to [0, 1], so that gradients pass."""
     pixels = unit * model.scale + model.shift
     return model.logits(pixels).log_softmax(-1).view(draws, len(unit) // draws, -1)
 
@@ -184,10 +185,7 @@ def objective(each: Tensor, labels: Tensor, loss: str) -> Tensor:
 def project(x: Tensor, around: Tensor, eps: float, norm: str) -> Tensor:
     """The nearest image to x within `eps` of another, and in [0, 1], `(B, C, H, W)`."""
     change = x - around
-    if norm == "linf":
-        change = change.clamp(-eps, eps)
-    else:
-        change = change * (eps / _length(change)).clamp(max=1)
+    change = change.clamp(-eps, eps) if norm == "linf" else change * (eps / _length(change)).clamp(max=1)
     return (around + change).clamp(0, 1)
 
 
