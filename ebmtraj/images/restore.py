@@ -1,7 +1,7 @@
 """Restoration of damaged images: the model's energy plus a data term, sampled down the noise ladder.
 
-At level s the sum is E(x, s) + d(D(x, s), s): d says how badly a clean image explains what was observed, and is asked of the
-model's own estimate of it, D(x, s) = x - s^2 grad E (Tweedie), which is uncertain by r^2 = s^2 / (1 + s^2) for images of unit
+At level s the sum is E(x, s) + d(D(x, s), s): d says how badly a clean image explains what was observed, and is asked of
+the model's own estimate of it, D(x, s) = x - s^2 grad E (Tweedie), which is uncertain by r^2 = s^2 / (1 + s^2) for images of unit
 spread (Song et al. 2023, pseudoinverse-guided diffusion). It goes through the sampler that everything else goes through.
 """
 
@@ -164,7 +164,7 @@ def check_restores(model: ImageModel) -> None:
     """Raise `EbmtrajError` for a model that is no energy at every noise level."""
     if not noise_conditional(model):
         raise EbmtrajError(
-            f"model {model.name} has no energy at every noise level; restore with a run of train image (dsm) or train jem (jem)"
+            f"model {model.name} has no energy at every noise level; restore with a run of train image or train jem"
         )
 
 
