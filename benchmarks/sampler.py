@@ -47,8 +47,7 @@ class Layers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = (62, 128, 128, 128)
-        pairs = zip(sizes, sizes[1:], strict=False)
+        pairs = ((62, 128), (128, 128), (128, 128))
         self.net = nn.Sequential(*(m for a, b in pairs for m in (nn.Linear(a, b), nn.SiLU())), nn.Linear(128, 1))
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:

@@ -15,7 +15,7 @@ from ebmtraj.datasets.windows import Past, Transitions, trajectories
 from ebmtraj.energies.transition import TiltedPairEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
-from ebmtraj.samplers.langevin import gradient_of
+from ebmtraj.samplers.backends import gradient_of
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
