@@ -14,6 +14,7 @@ from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
 from ebmtraj.energies.image_conv import Network
 from ebmtraj.energies.joint import Frame, Guided, JointEnergy, joint_tilt
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.images.adversary import adversarial
 from ebmtraj.images.data import ImageBatch, ImageData
 from ebmtraj.images.labels import kept_labels
 from ebmtraj.images.model import ImageModel, Watch
@@ -37,6 +38,8 @@ class JointConfig:
     level: float = 0.3  # the noise level at which classes and densities are read
     classification: float = 0.1  # weight of the cross-entropy, beside the score matching of E(x)
     conditional: float = 1.0  # weight of score matching of E(x, y), of the images whose label is known
+    adversary: float = 0.0  # L-inf distance in pixels within which labels are also to be told in the worst case; 0: off
+    adversary_weight: float = 0.5  # of that cross-entropy
     factored: bool = False  # the ablation p(x) p(y | x)
     labelled: int = 0  # training images that keep their label, evenly over the classes; 0: all
     label_seed: int = 0  # which ones
@@ -57,6 +60,11 @@ class JointConfig:
             raise EbmtrajError(
                 f"network: classification = {self.classification}, conditional = {self.conditional}, labelled = "
                 f"{self.labelled}, guidance = {self.guidance}; none may be below 0"
+            )
+        if not 0 <= self.adversary <= 1 or self.adversary_weight < 0:
+            raise EbmtrajError(
+                f"network: adversary = {self.adversary}, adversary_weight = {self.adversary_weight}; it needs 0 <= "
+                "adversary <= 1 and a weight from 0 up"
             )
         if self.labelled and self.base == "classes":
             raise EbmtrajError(
@@ -202,6 +210,8 @@ class JointModel(Classifier):
         loss = matching + config.classification * entropy
         if config.conditional:
             loss = loss + config.conditional * denoising_error(x, noised, slopes[0], level).mean()
+        if self.training and config.adversary > 0:
+            loss = loss + config.adversary_weight * self._worst_entropy(batch, generator)
         return loss, {"score_matching": matching.detach(), "cross_entropy": entropy.detach()}
 
     def _hidden(self, label: Tensor, batch: ImageBatch) -> Tensor:
@@ -209,6 +219,20 @@ class JointModel(Classifier):
         if not self.training or not self.config.labelled:
             return label
         return label.masked_fill(~self.known[batch.index], -1)
+
+    def _worst_entropy(self, batch: ImageBatch, generator: torch.Generator) -> Tensor:
+        """Cross-entropy of adversarial images of the labelled ones, under noise of at most the level classes are read at."""
+        unit, label = self.seen(batch, generator)
+        if not len(label):
+            return unit.sum() * 0
+        level = self.config.level * torch.rand(len(unit), generator=generator, device=unit.device).clamp_min(0.05)
+        noise = spread_out(level, unit) * torch.empty_like(unit).normal_(generator=generator)
+
+        def logits(pixels: Tensor) -> Tensor:
+            return self.net.logits(self.unit(pixels) + noise, level)
+
+        worst = adversarial(logits, self.pixels(unit), label, self.config.adversary, generator)
+        return F.cross_entropy(logits(worst), label)
 
     def _noised(self, x: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
         return x + spread_out(level, x) * torch.empty_like(x).normal_(generator=generator)

@@ -36,7 +36,7 @@ class ImageRow:
 
 IMAGES: Mapping[str, ImageRow] = {
     "energy": ImageRow("dsm", "energy, score matching"),
-    "energy-mixture": ImageRow("dsm", "the same, tilting a mixture", set=("network.base=mixture",)),
+    "energy-unit": ImageRow("dsm", "the same, tilting N(0, 1)", set=("network.base=unit",)),
     "pcd": ImageRow("pcd", "energy, contrastive divergence (paper 000)"),
     "field": ImageRow("field", "vector field of the same size"),
     "vae": ImageRow("vae", "variational autoencoder"),

@@ -34,6 +34,7 @@ class Section(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     conditional: bool | None = None  # only rows of that kind
+    beside: tuple[tuple[str, Mapping[str, str]], ...] = ()  # lines whose values any row's measures hold: {column: key}
 
 
 def _auroc(score: str) -> tuple[Column, ...]:
@@ -80,10 +81,22 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
         "restoration": Section(
             "mean squared error",
             (
-                Column("restoration.salt_and_pepper", "salt and pepper"),
-                Column("restoration.one_step", "one step"),
-                Column("restoration.inpainting", "inpainting, one"),
+                Column("restoration.salt_and_pepper_one", "salt and pepper, one"),
+                Column("restoration.salt_and_pepper_mean", "mean of 16"),
+                Column("restoration.one_step", "in one step"),
+                Column("restoration.inpainting_one", "lower half, one"),
                 Column("restoration.inpainting_mean", "mean of 16"),
+            ),
+            beside=(
+                ("median filter", {"restoration.salt_and_pepper_mean": "restoration.median_filter"}),
+                ("mean fill", {"restoration.inpainting_mean": "restoration.mean_fill"}),
+                (
+                    "Gaussian given the rest",
+                    {
+                        "restoration.salt_and_pepper_mean": "restoration.salt_and_pepper_gaussian",
+                        "restoration.inpainting_mean": "restoration.inpainting_gaussian",
+                    },
+                ),
             ),
         ),
     },
@@ -134,6 +147,9 @@ def table_of(results: Mapping[str, Any], section: Section) -> tuple[list[str], l
         if said["seeds"] < len(protocol["seeds"]) and said.get("training.steps", {}).get("median"):  # others need one seed
             title += f" ({said['seeds']} seed{'s' * (said['seeds'] > 1)})"
         lines.append([title, *(_cell(said.get(column.key), column, _best(summary, rows, column)) for column in columns)])
+    for title, sources in section.beside if rows else ():
+        found = [next((said for name in rows if (said := summary[name].get(sources.get(c.key, "")))), None) for c in columns]
+        lines.append([title, *("" if one is None else _cell(one, c, None) for one, c in zip(found, columns, strict=True))])
     if any(column.key in floor for column in columns):
         real = [_shown(floor[column.key], column) if column.key in floor else "" for column in columns]
         lines.append(["floor (real images)", *real])

@@ -26,8 +26,10 @@ from ebmtraj.evaluation.image_scores import (
     same_count,
 )
 from ebmtraj.images.model import ImageModel
+from ebmtraj.images.restore import noise_conditional
 from ebmtraj.report.calibrate import measure_calibration
 from ebmtraj.report.ood import OODConfig, measure_ood, reading_level
+from ebmtraj.report.restore import measure_restoration
 
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
@@ -154,6 +156,27 @@ def marginal(subject: Subject) -> dict[str, Any]:
     return generation(subject, pixels, None)
 
 
+def restoration(subject: Subject) -> dict[str, float]:
+    """Mean squared errors of restoring 30 % salt and pepper and a hidden lower half, beside what needs no energy."""
+    if not noise_conditional(subject.model) or not has_density(subject.model) or subject.model.conditional:
+        return {}
+    found: dict[str, float] = {}
+    for task, name in (("salt-and-pepper", "salt_and_pepper"), ("inpaint", "inpainting")):
+        errors = measure_restoration(subject.model, subject.store, task, split=subject.split, seed=subject.seed).results[
+            "mse"
+        ]
+        found |= {f"{name}_{suffix}": errors[key] for key, suffix in _ERRORS.items() if key in errors}
+        found |= {plain: errors[key] for key, plain in _PLAIN.items() if key in errors}
+        for key, value in errors.items():
+            if key.startswith("one-step denoiser"):
+                found["one_step"] = value
+    return found
+
+
+_ERRORS = {"energy, one sample": "one", "energy, mean of 16": "mean", "Gaussian given the rest": "gaussian"}
+_PLAIN = {"median filter": "median_filter", "mean fill": "mean_fill"}
+
+
 def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[str, Any]:
     """What real images score: training images in the place of samples, as many as there are held-out ones."""
     train, held_out = store.read("train"), store.read(split)
@@ -167,6 +190,6 @@ def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[st
 
 
 MEASURES: Mapping[str, Mapping[str, Callable[[Subject], Mapping[str, Any]]]] = {  # by table, beside samples and memory
-    "images": {"foreign": foreign},
+    "images": {"foreign": foreign, "restoration": restoration},
     "jem": {"classes": classes, "foreign": foreign, "marginal": marginal},
 }
