@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebmtraj.nets.base import TiltedBase
-from ebmtraj.nets.mlp import MLP, LevelFeatures, silu_with_slope
+from ebmtraj.nets.mlp import MLP, LevelFeatures, known_features, silu_with_slope
 from ebmtraj.samplers.analytic import SILU, Layers, Pass, blocks
 
 
@@ -160,7 +160,7 @@ class _ResidualChain:
     def __init__(self, energy: ResidualEnergy, r: Tensor, context: ResidualContext, dtype: torch.dtype) -> None:
         d, first, output = energy.event, energy.input_event, energy.output
         weight, bias = output.weight.detach().to(dtype), output.bias.detach().to(dtype)
-        self.energy, self.dtype, self.levels = energy, dtype, dict[float, Tensor]()
+        self.energy, self.dtype = energy, dtype
         self.hidden = (context.hidden + first.bias).detach().to(dtype)
         self.entry = first.weight.detach().to(dtype)
         self.down, self.down_bias, self.up_bias = weight[:d], weight[d], bias[:d]
@@ -180,10 +180,17 @@ class _ResidualChain:
 
     def __call__(self, r: Tensor, level: Tensor) -> Tensor:
         """Gradient `(B, D)` at residuals and a level, `()` or `(B,)`."""
-        noise, level = self._noise(level), level.unsqueeze(-1)
-        shrink = torch.rsqrt(1 + level**2)
-        u = torch.mul(r, shrink, out=self.u)
-        given = u if self.dtype == u.dtype else u.to(self.dtype)
+        energy, inverse, shrink = self.energy, 0.0, 0.0
+        plain = level.dim() == 0 and level.device.type == "cpu"  # on a GPU a look at it would cost more
+        if plain:
+            number = float(level)
+            inverse, shrink = 1 / number, (1 + number**2) ** -0.5
+            noise = energy.input_level.weight.detach() @ known_features(energy.level_features, number)
+            u = torch.mul(r, shrink, out=self.u)
+        else:
+            noise, column = energy.input_level(energy.level_features(level)), level.unsqueeze(-1)
+            u = torch.mul(r, torch.rsqrt(1 + column**2), out=self.u)
+        noise, given = noise.to(self.dtype), u.to(self.dtype)
         for rows, work in self.parts:
             part = given[rows]
             torch.add(self.hidden[rows], noise if noise.dim() == 1 else noise[rows], out=work.entry)
@@ -191,18 +198,9 @@ class _ResidualChain:
             torch.addmm(self.down_bias, part, self.down, out=work.seed)
             back = work.run()
             torch.addmm(self.up_bias, work.top, self.down.t(), out=self.g[rows]).addmm_(back, self.entry)
-        return u.add_(self.g / level).mul_(shrink)
-
-    def _noise(self, level: Tensor) -> Tensor:
-        """The level's share of the first layer, `(width,)` or `(B, width)`; a ladder asks for few, and often twice."""
-        energy = self.energy
-        if level.dim() > 0 or level.device.type != "cpu":  # on a GPU a look at it would cost more
-            out: Tensor = energy.input_level(energy.level_features(level))
-            return out.to(self.dtype)
-        key = float(level)
-        if key not in self.levels:
-            self.levels[key] = (energy.input_level.weight.detach() @ energy.level_features(level)).to(self.dtype)
-        return self.levels[key]
+        if plain:
+            return u.add_(self.g, alpha=inverse).mul_(shrink)
+        return u.add_(self.g / column).mul_(torch.rsqrt(1 + column**2))
 
 
 class TiltedTransition(TiltedBase):
