@@ -35,14 +35,15 @@ def ood_command(
     """Say how well a model tells foreign images: AUROC of log p(x), max p(y|x) and -|grad log p(x)|.
 
     An energy at every noise level also gives log_ratio: log p(x) at a level less twice that at twice the level. Foreign are
-    noise, constant, inverted, rotated, shuffled and interpolated images, letters, and the stores of --against.
+    noise, constant, inverted, rotated, shuffled and interpolated images (means of any two, and of two classes), letters, and
+    the stores of --against.
 
     Example: ebmtraj ood runs/jem --figure ood.png
     """
     from ebmtraj.report.ood import OODConfig, measure_ood, ood_figure
 
     config = OODConfig(split=split, level=level, against=tuple(against or ()), limit=limit, seed=seed)
-    model, store = _loaded(run, data, device, threads, figure, overwrite)
+    model, store = loaded(run, data, device, threads, figure, overwrite)
     found = measure_ood(model, store, config)
     if figure is not None:
         ood_figure(found, figure)
@@ -50,9 +51,9 @@ def ood_command(
         print_json({**found.table, "protocol": found.protocol})
         return
     kinds = list(next(iter(found.table.values())))
-    say(f"{'AUROC':<14}" + "".join(f"{name:>11}" for name in found.table))
+    say(f"{'AUROC':<22}" + "".join(f"{name:>11}" for name in found.table))
     for kind in kinds:
-        say(f"{kind:<14}" + "".join(f"{values[kind]:>11.3f}" for values in found.table.values()))
+        say(f"{kind:<22}" + "".join(f"{values[kind]:>11.3f}" for values in found.table.values()))
 
 
 def calibrate_command(
@@ -74,7 +75,7 @@ def calibrate_command(
     """
     from ebmtraj.report.calibrate import calibration_figure, measure_calibration
 
-    model, store = _loaded(run, data, device, threads, figure, overwrite)
+    model, store = loaded(run, data, device, threads, figure, overwrite)
     found = measure_calibration(model, store, split=split, level=level)
     if figure is not None:
         calibration_figure(found, figure)
@@ -88,7 +89,8 @@ def calibrate_command(
     say(f"calibration error {r['ece']:.4f}; {r['ece_scaled']:.4f} at temperature {r['temperature']:.2f}")
 
 
-def _loaded(run: Path, data: str | None, device: str, threads: int, figure: Path | None, overwrite: bool) -> tuple[Any, Any]:
+def loaded(run: Path, data: str | None, device: str, threads: int, figure: Path | None, overwrite: bool) -> tuple[Any, Any]:
+    """An image model of a run and the store it is measured on; refuses a picture that exists."""
     from ebmtraj.config import read_toml
     from ebmtraj.datasets.images import open_images
     from ebmtraj.device import choose_device, use_threads

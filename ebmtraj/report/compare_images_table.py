@@ -122,6 +122,21 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 *_MEMORY[1:],
             ),
         ),
+        "robustness": Section(
+            "accuracy under attack, L-inf",
+            tuple(
+                Column(f"robustness.refine_{steps}.{key}", f"{says}, {steps} steps", 1, percent=True)
+                for steps in (0, 10)
+                for key, says in {
+                    "clean": "clean",
+                    "pgd.0.1": "PGD .1",
+                    "pgd.0.2": "PGD .2",
+                    "square": "square .2",
+                    "transfer": "transfer .2",
+                    "lowest": "lowest",
+                }.items()
+            ),
+        ),
         **{
             name: Section(f"AUROC of {says}", _auroc(name))
             for name, says in {"log_p": "log p(x)", "max_p": "max p(y|x)", "grad_norm": "-|grad log p(x)|"}.items()

@@ -86,8 +86,9 @@ def measure_ood(model: ImageModel, store: ImageStore, config: OODConfig | None =
     """AUROC of every score against every foreign set; raises `EbmtrajError` where the images don't fit the model."""
     config = config or OODConfig()
     limit = config.limit or None
-    inside = store.read(config.split).pixels[:limit]
-    sets = foreign_sets(inside, config.seed)
+    images = store.read(config.split)
+    inside, labels = images.pixels[:limit], None if images.labels is None else images.labels[:limit]
+    sets = foreign_sets(inside, config.seed, labels)
     for name in config.against:
         other = open_images(name)
         if other.shape != store.shape:
@@ -122,7 +123,7 @@ def ood_figure(found: OOD, path: Path, examples: int = 6) -> Path:
     edges = np.linspace(low, high, 60)
     for row, name in zip(grid, names, strict=True):
         _examples(row[0], found.sets[name][:examples])
-        row[0].set_ylabel(name, fontsize=11, color=INK, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(name.replace("_", "\n"), fontsize=11, color=INK, rotation=0, ha="right", va="center")
         axis = row[1]
         axis.hist(inside.clip(low, high), edges, density=True, color=GREY, alpha=0.55, label="held out")
         axis.hist(found.log_p[name].clip(low, high), edges, density=True, color=look("energy").color, alpha=0.7)
