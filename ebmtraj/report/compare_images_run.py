@@ -56,7 +56,10 @@ def missing(job: ImageJob) -> list[str]:
 
 
 def _measures(job: ImageJob) -> list[str]:
-    return ["samples", *MEASURES[job.comparison.kind]] if job.measured else []
+    c = job.comparison
+    attacked = c.attacked is None or job.seed - c.seeds[0] < c.attacked
+    names = [name for name in MEASURES[c.kind] if attacked or name != "robustness"]
+    return ["samples", *names] if job.measured else []
 
 
 def work(job: ImageJob) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from ebmtraj.report.robustness import RobustnessConfig, measure_robustness
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
 RESTORED = 120  # images that are restored, 16 times each
-ATTACKED = 100  # images that are attacked
+ATTACKED = 60  # images that are attacked
 FLOORS = 4  # draws of training images against held-out ones
 
 
