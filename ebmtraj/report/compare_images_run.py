@@ -72,7 +72,7 @@ def work(job: ImageJob) -> dict[str, Any]:
             if "training" in wanted:
                 outcome["facts"]["training"] = _train(job)
             outcome["facts"] |= _measure(job, [name for name in wanted if name != "training"])
-            outcome["done"] = _measures(job)
+            outcome["done"] = list(dict.fromkeys((*outcome["done"], *_measures(job))))
     except DivergedError as error:
         outcome |= {"diverged": str(error), "facts": {}}
     write_json(job.path / OUTCOME, finite(outcome))  # last, as it says that all else is there
