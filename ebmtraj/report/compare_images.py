@@ -84,6 +84,7 @@ class ImageComparison:
     runs: Path  # where the jobs' folders lie
     split: str = "test"
     samples: int = 1500
+    attacked: int | None = None  # seeds whose classifiers are attacked, which takes longest; None: all
     stability: int = 0  # seeds of the default recipe that are trained in all
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # settings by row; "all": of all rows
 

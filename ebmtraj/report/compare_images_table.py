@@ -52,7 +52,7 @@ _COST = (Column("training.core_seconds", "core s", 0), Column("training.steps", 
 _MEMORY = (
     Column("memory.nearest_samples", "nearest", 0),
     Column("memory.copying", "copying", 0),
-    Column("memory.membership", "membership", 0),
+    Column("density.membership", "membership", 0),
 )
 SECTIONS: Mapping[str, Mapping[str, Section]] = {
     "images": {

@@ -36,7 +36,7 @@ from ebmtraj.report.robustness import RobustnessConfig, measure_robustness
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
 RESTORED = 120  # images that are restored, 16 times each
-ATTACKED = 100  # images that are attacked
+ATTACKED = 60  # images that are attacked
 FLOORS = 4  # draws of training images against held-out ones
 
 
@@ -118,12 +118,16 @@ def _held_out_distances(features: FloatArray, held_out: FloatArray, seed: int) -
 
 
 def memory(subject: Subject, pixels: Array) -> dict[str, float]:
-    """Whether samples are copies, and whether the density tells training images from held-out ones."""
-    found = memory_scores(pixels, subject.train.pixels, subject.held_out.pixels)
-    if has_density(subject.model):
-        own, others = (log_p(subject.model, images.pixels) for images in (subject.train, subject.held_out))
-        found["membership"] = membership(own, others)
-    return found
+    """Whether samples are copies of training images."""
+    return memory_scores(pixels, subject.train.pixels, subject.held_out.pixels)
+
+
+def density(subject: Subject) -> dict[str, float]:
+    """Whether the density tells training images from held-out ones."""
+    if not has_density(subject.model):
+        return {}
+    own, others = (log_p(subject.model, images.pixels) for images in (subject.train, subject.held_out))
+    return {"membership": membership(own, others)}
 
 
 def has_density(model: ImageModel) -> bool:
@@ -218,6 +222,6 @@ def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[st
 
 
 MEASURES: Mapping[str, Mapping[str, Callable[[Subject], Mapping[str, Any]]]] = {  # by table, beside samples and memory
-    "images": {"foreign": foreign, "restoration": restoration},
-    "jem": {"classes": classes, "foreign": foreign, "marginal": marginal, "robustness": robustness},
+    "images": {"density": density, "foreign": foreign, "restoration": restoration},
+    "jem": {"classes": classes, "density": density, "foreign": foreign, "marginal": marginal, "robustness": robustness},
 }
