@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.runs import machine, versions, write_json
+from ebmtraj.samplers.backends import Backend
 from ebmtraj.samplers.diagnostics import effective_sample_size, split_rhat
 from ebmtraj.samplers.mcmc import MALAConfig, mala
 
@@ -58,10 +59,10 @@ class Gaussian:
         return 0.5 * torch.linalg.vecdot(x, g), g
 
 
-def ours(start: Tensor, step: float, steps: int, closed: bool) -> Callable[[int], Tensor]:
+def ours(start: Tensor, step: float, steps: int, backend: Backend) -> Callable[[int], Tensor]:
     """Runs chains from a seed, `-> (K, C, D)`."""
     energy = Gaussian(precision())
-    config = MALAConfig(steps=steps, step_size=step, keep=1, backend="auto" if closed else "autograd")
+    config = MALAConfig(steps=steps, step_size=step, keep=1, backend=backend)
 
     def run(seed: int) -> Tensor:
         _, info = mala(energy, start, config, generator=torch.Generator().manual_seed(seed))
@@ -111,8 +112,9 @@ def main() -> None:
         steps = max(400, min(20_000, 200_000 // chains))
         start = torch.randn(chains, DIMENSIONS, generator=torch.Generator().manual_seed(1)) @ root.T
         variants = {
-            "ebmtraj": ours(start, step, steps, closed=True),
-            "ebmtraj, autograd": ours(start, step, steps, closed=False),
+            "ebmtraj": ours(start, step, steps, "auto"),
+            "ebmtraj, compiled": ours(start, step, steps, "compiled"),
+            "ebmtraj, autograd": ours(start, step, steps, "autograd"),
             "blackjax": theirs(start, step, steps),
         }
         there = {name: run for name, run in variants.items() if run is not None}

@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +34,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebmtraj.envs.hand_cube import action_fields, state_fields
+from ebmtraj.fields import slices, total_size
 from ebmtraj.runs import machine, versions, write_json
+from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.backends import explain
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
+from ebmtraj.trajectories.residual import LADDER
+from ebmtraj.trajectories.rollout import rollout
+from ebmtraj.trajectories.transition import TiltedConfig, TiltedModel
 
 STEPS, STEP, NOISE = 50, 0.005, 0.1
 PEERS = ("torchebm", "blackjax", "jax")
@@ -47,8 +54,7 @@ class Layers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = (62, 128, 128, 128)
-        pairs = zip(sizes, sizes[1:], strict=False)
+        pairs = ((62, 128), (128, 128), (128, 128))
         self.net = nn.Sequential(*(m for a, b in pairs for m in (nn.Linear(a, b), nn.SiLU())), nn.Linear(128, 1))
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:
@@ -242,6 +248,41 @@ def measure(name: str, work: Workload, device: torch.device, rounds: int) -> dic
     return {"workload": name, "device": title(device), "bound_ms": bound, "best_torchebm_fp32": best, "rows": rows}
 
 
+HEUN = Ladder(levels=11, sigma_max=5.0, sigma_min=0.02)
+LADDERS = {"three midpoint steps (default)": LADDER, "ten Heun steps": HEUN}
+
+
+def rollout_steps(device: torch.device, rounds: int, batch: int = 256, steps: int = 5) -> dict[str, Any]:
+    """A rollout step of the default transition model of the hand and cube, ms; what it has learnt changes nothing here."""
+    noise = torch.Generator(device).manual_seed(0)
+    start = torch.zeros(batch, total_size(state_fields()), device=device)
+    start[:, slices(state_fields())["cube_quaternion"].start] = 1.0
+    runs: dict[str, Callable[[], None]] = {}
+    for name, ladder in LADDERS.items():
+        for backend in ("auto", "autograd", "bf16"):
+            config = LangevinConfig(steps=0, ladder=ladder, backend=backend)  # type: ignore[arg-type]
+            torch.manual_seed(0)
+            network = TiltedConfig(sampler=config)
+            model = TiltedModel(state_fields(), action_fields(), actions=False, config=network).to(device).eval()
+            runs[f"{name}, {backend}"] = partial(roll, model, start, steps, noise)
+    times: dict[str, list[float]] = {key: [] for key in runs}
+    for _ in range(rounds + 1):
+        for key, run in runs.items():
+            times[key].append(1e3 * seconds(run, device) / steps)
+    rows = [
+        {"variant": key, "ms_a_step": statistics.median(t[1:]), "least": min(t), "most": max(t[1:])}
+        for key, t in times.items()
+    ]
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    return {"workload": f"rollout step of the transition energy, batch {batch}", "device": title(device), "rows": rows}
+
+
+def roll(model: TiltedModel, start: Tensor, steps: int, noise: torch.Generator) -> None:
+    """A rollout."""
+    rollout(model, start, steps, generator=noise)
+
+
 def title(device: torch.device) -> str:
     """The device's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{machine()['processor']}, one core"
@@ -263,6 +304,9 @@ def main() -> None:
             results += [measure(name, work, device, given.rounds) for device in devices]
             if len(devices) == 1:
                 results.append({"workload": name, "device": "GPU", "rows": "not measured"})
+    for device in devices:
+        if given.only in "rollout":
+            results.append(rollout_steps(device, given.rounds))
     if given.out:
         peers = {name: importlib.metadata.version(name) for name in PEERS if importlib.util.find_spec(name)}
         facts = {"command": "python benchmarks/sampler.py " + " ".join(sys.argv[1:]), "machine": machine()}

@@ -20,6 +20,7 @@ Samples = Annotated[int, typer.Option(help="Images drawn of each model.", min=20
 Stability = Annotated[int, typer.Option(help="Seeds of the default recipe that are trained in all, to see if one diverges.")]
 Runs = Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")]
 Pictures = Annotated[Path | None, typer.Option(help="Folder for pictures of samples.")]
+DoneOnly = Annotated[bool, typer.Option("--done-only", help="Train nothing: report what a comparison has done so far.")]
 Workers = Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)]
 
 
@@ -36,6 +37,7 @@ def images(
     runs: Runs = None,
     pictures: Pictures = None,
     workers: Workers = None,
+    done_only: DoneOnly = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -49,7 +51,7 @@ def images(
     Example: ebmtraj compare images --data digits --models energy,vae,gmm --seeds 1
     """
     given = {"data": data, "models": models, "seeds": seeds, "seed": seed, "split": split, "samples": samples}
-    _compare("images", given, stability, set_, out, runs, pictures, workers, resume, overwrite, json_)
+    _compare("images", given, stability, set_, out, runs, pictures, workers, done_only, resume, overwrite, json_)
 
 
 def jem(
@@ -65,6 +67,7 @@ def jem(
     runs: Runs = None,
     pictures: Pictures = None,
     workers: Workers = None,
+    done_only: DoneOnly = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -76,7 +79,7 @@ def jem(
     Example: ebmtraj compare jem --data digits --seeds 1
     """
     given = {"data": data, "models": models, "seeds": seeds, "seed": seed, "split": split, "samples": samples}
-    _compare("jem", given, stability, set_, out, runs, pictures, workers, resume, overwrite, json_)
+    _compare("jem", given, stability, set_, out, runs, pictures, workers, done_only, resume, overwrite, json_)
 
 
 def _compare(
@@ -88,6 +91,7 @@ def _compare(
     runs: Path | None,
     pictures: Path | None,
     workers: int | None,
+    done_only: bool,
     resume: bool,
     overwrite: bool,
     json_: bool,
@@ -105,6 +109,9 @@ def _compare(
         raise EbmtrajError("choose one of --resume and --overwrite: the first goes on, the second replaces all runs")
     if out.suffix != ".json":
         raise EbmtrajError(f"--out {out}: give a path that ends in .json")
+    if done_only and overwrite:
+        raise EbmtrajError("choose one of --done-only and --overwrite: the first reports all runs, the second replaces them")
+    resume = resume or done_only
     if out.exists() and not (resume or overwrite):
         raise EbmtrajError(f"{out} exists; give another --out, --resume to go on, or --overwrite to replace it and its runs")
     changes = parse_overrides(set_ or [])
@@ -127,8 +134,13 @@ def _compare(
     done = sum(not missing(job) for job in jobs)
     say(f"{len(jobs)} trainings of {len(comparison.rows)} rows" + (f", {done} of them done" if done else ""))
     began = time.perf_counter()
-    with watched(jobs) as count:
-        run_image_jobs(jobs, workers=workers or 0, on_done=lambda job, outcome: say(_line(job.label, outcome, count())))
+    if done_only:
+        jobs = [job for job in jobs if not missing(job)]
+        if not jobs:
+            raise EbmtrajError(f"{comparison.runs} holds nothing that is done; run the comparison without --done-only")
+    else:
+        with watched(jobs) as count:
+            run_image_jobs(jobs, workers=workers or 0, on_done=lambda job, outcome: say(_line(job.label, outcome, count())))
     results = image_results(jobs, store, judge_of(store, folder=comparison.runs), command=command_line())
     write_json(out, results)
     took = round(time.perf_counter() - began, 1)

@@ -34,7 +34,9 @@ def ood_command(
 ) -> None:
     """Say how well a model tells foreign images: AUROC of log p(x), max p(y|x) and -|grad log p(x)|.
 
-    Foreign are noise, constant, inverted, rotated, shuffled and interpolated images, letters, and the stores of --against.
+    An energy at every noise level also gives log_ratio: log p(x) at a level less twice that at twice the level. Foreign are
+    noise, constant, inverted, rotated, shuffled and interpolated images (means of any two, and of two classes), letters, and
+    the stores of --against.
 
     Example: ebmtraj ood runs/jem --figure ood.png
     """
@@ -49,9 +51,9 @@ def ood_command(
         print_json({**found.table, "protocol": found.protocol})
         return
     kinds = list(next(iter(found.table.values())))
-    say(f"{'AUROC':<14}" + "".join(f"{name:>11}" for name in found.table))
+    say(f"{'AUROC':<22}" + "".join(f"{name:>11}" for name in found.table))
     for kind in kinds:
-        say(f"{kind:<14}" + "".join(f"{values[kind]:>11.3f}" for values in found.table.values()))
+        say(f"{kind:<22}" + "".join(f"{values[kind]:>11.3f}" for values in found.table.values()))
 
 
 def calibrate_command(

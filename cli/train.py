@@ -28,7 +28,10 @@ def transition(
     run: RunDirectory,
     objective: Annotated[
         str | None,
-        typer.Option(help="Of the energy: dsm (base + energy by score matching, the default) or cd (the paper's)."),
+        typer.Option(
+            help="Of the energy: dsm (base + energy by score matching, the default), cd (the paper's) or icd (cd with "
+            "its KL term)."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="energy, or a baseline: fc, gaussian, ensemble, mdn, edm, flow, field, gru.")

@@ -125,6 +125,35 @@ def test_all_backends_accept_the_same_proposals(kind: str, name: str) -> None:
     torch.testing.assert_close(runs[1][1].acceptance, runs[0][1].acceptance)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+@pytest.mark.parametrize("name", ["mala", "hmc"])
+@pytest.mark.parametrize("kind", ["closed form", "plain"])
+def test_compiled_steps_accept_the_same_proposals(kind: str, name: str) -> None:
+    """Held, bounded, jittered and thinned: whatever a chain can have; and a number of steps that leaves some over."""
+    make, start = ENERGIES[kind]
+    energy, runs = make(), []
+    settings: dict[str, Any] = {
+        "steps": 37,
+        "warmup": 5,
+        "keep": 3,
+        "temperature": 0.7,
+        "scale": tuple(START.abs()[0] + 0.5),
+    }
+    if name == "hmc":
+        settings["jitter"] = 0.2
+    mask = torch.arange(12) > 1
+    for backend in ("autograd", "compiled"):
+        config = dataclasses.replace(CONFIGS[name], backend=backend, **settings)
+        noise = seeded(2)
+        x, info = sample(energy, start, config, mask=mask, project=lambda x: x.clamp(-2.5, 2.5), generator=noise)
+        runs.append((x, info.states, info.acceptance, noise.get_state()))
+    for given, expected in zip(runs[1], runs[0], strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+    assert 0.1 < float(runs[0][2].mean()) < 0.99
+
+
 def test_a_graph_needs_a_gpu() -> None:
     with pytest.raises(EbmtrajError, match="backend 'cuda_graph': the chain is on cpu and needs a CUDA device"):
         chain(tilted(), "langevin", "cuda_graph")

@@ -452,7 +452,7 @@ def test_what_is_reported(name: str, hand_store: Path) -> None:
     """A finite held-out figure that repeats, and gradients to every weight of the stage's module and no other's."""
     store = Store.open(hand_store)
     data = Transitions.load(store, "train")
-    cd = ["network.sampler.steps=3", "network.rollout_steps=3", "network.buffer=100"] if name == "cd" else []
+    cd = ["network.sampler.steps=3", "network.rollout_steps=3", "network.buffer=100"] if name in ("cd", "icd") else []
     recipe = load_recipe(None, [*SMALL, *cd], {"model": name, "data": str(hand_store)})
     network = {k: v for k, v in recipe.network.items() if v is not None}
     model = make_model(name, store.state_fields, store.action_fields, actions=False, network=network)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmtraj.energies.transition import PairEnergy, ResidualEnergy, TiltedPairEnergy
+from ebmtraj.samplers import analytic
 from ebmtraj.samplers.anneal import Ladder, predict
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 
@@ -105,9 +106,11 @@ CASES += [(kind, name, False) for name in PLAINS for kind in ("pair", "tilted")]
 @pytest.mark.parametrize(("kind", "name", "laddered"), CASES, ids=[f"{kind} {name}" for kind, name, _ in CASES])
 def test_the_chain_is_the_same_to_the_bit(kind: str, name: str, laddered: bool, held: bool) -> None:
     config = (LADDERS if laddered else PLAINS)[name]
+    energy, context = energies()[kind]
     if kind == "pair":  # whose gradient is otherwise written out, and added where the state lies
         config = dataclasses.replace(config, backend="autograd")
-    energy, context = energies()[kind]
+    elif kind == "residual":  # the chain is held to its bits given the same gradients; those in buffers are below
+        energy.chain_gradient = None
     energy.requires_grad_(False)
     start = 2 * torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
     mask = torch.tensor([True, False, True, True, False, True]) if held else None
@@ -135,3 +138,32 @@ def test_the_chain_is_the_same_to_the_bit(kind: str, name: str, laddered: bool, 
         )
         assert x.equal(expected)
         assert given.get_state().equal(noise.get_state())  # and what is drawn next from the same generator
+
+
+@pytest.mark.parametrize("rows", [1, 9, 150])
+@pytest.mark.parametrize("name", LADDERS)
+def test_in_buffers_it_is_the_same_but_for_rounding(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analytic, "BLOCK", 1)  # the least: blocks of 64 rows
+    energy, _ = energies()["residual"]
+    with torch.no_grad():
+        context = energy.prepare(torch.randn(rows, 3))
+    start, found = 2 * torch.randn(rows, 6), []
+    for buffers in (True, False):
+        if not buffers:
+            energy.chain_gradient = None
+        noise = torch.Generator().manual_seed(2)
+        x, _ = langevin(energy, start, LADDERS[name], context=context, generator=noise)
+        found.append((x, noise.get_state()))
+    (x, state), (expected, expected_state) = found
+    assert state.equal(expected_state)
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(x, start, atol=0.1)
+
+
+def test_buffers_hold_levels_one_by_one_and_for_all() -> None:
+    energy, _ = energies()["residual"]
+    with torch.no_grad():
+        context, r = energy.prepare(torch.randn(9, 3)), torch.randn(9, 6)
+        gradient = energy.chain_gradient(r, context)
+        for level in (torch.tensor(0.1), torch.tensor(3.0), torch.tensor(0.1), torch.rand(9) + 0.1):
+            torch.testing.assert_close(gradient(r, level), energy.gradient(r, context, level), rtol=1e-4, atol=1e-5)

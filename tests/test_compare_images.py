@@ -120,6 +120,9 @@ def test_a_comparison_is_made_resumed_and_tabled(
     assert code == 0, err
     assert [row["later.of"] for row in json.loads(said)["rows"]] == ["dsm", "class-gaussian", "class-gaussian"]
     assert json.loads(said)["summary"] == results["summary"]
+    code, said, err = call(capfd, *words[:5], "energy,gmm,class-gaussian,gaussian-class", *words[6:], "--done-only")
+    assert code == 0, err
+    assert list(json.loads(said)["summary"]) == ["energy", "class-gaussian", "gaussian-class"]  # gmm was never trained
     assert "exists" in fault(capfd, *words)
     words[words.index("all.training.steps=12")] = "all.training.steps=13"
     assert "was begun with training.steps = 12, not 13" in fault(capfd, *words, "--resume")

@@ -15,7 +15,8 @@ from ebmtraj.energies.sequence import SequenceEnergy
 from ebmtraj.energies.transition import PairEnergy, ResidualEnergy, TiltedPairEnergy, TiltedTransition
 from ebmtraj.nets.base import Base
 from ebmtraj.samplers.anneal import Ladder
-from ebmtraj.samplers.langevin import LangevinConfig, gradient_of, langevin
+from ebmtraj.samplers.backends import gradient_of
+from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching
 
 torch.set_num_threads(1)

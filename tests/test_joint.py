@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebmtraj.datasets.images import open_images
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian
-from ebmtraj.energies.joint import Frame, JointEnergy, LogitEnergy, MLPJointTilt, joint_tilt
+from ebmtraj.energies.joint import Frame, Guided, JointEnergy, LogitEnergy, MLPJointTilt, joint_tilt
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageData
 from ebmtraj.images.labels import kept_labels
@@ -150,6 +150,21 @@ def test_density_falls_where_there_are_no_data() -> None:
         assert (energy(off, None, at) > energy(x, None, at)).all()
 
 
+def test_guidance_sharpens_the_class() -> None:
+    energy = joint_energy("mixture")
+    x, label = events(6, seed=5)
+    level = torch.tensor(0.5, dtype=torch.float64)
+    guided = Guided(energy, 3.0)
+    logits = energy.logits(x, level)
+    want = -logits.logsumexp(1) - 3 * logits.log_softmax(1)[torch.arange(6), label]
+    assert torch.allclose(guided(x, label, level), want)
+    at = x.clone().requires_grad_()
+    (true,) = torch.autograd.grad(guided(at, label, level).sum(), at)
+    assert torch.allclose(guided.gradient(x, label, level), true)
+    assert torch.allclose(guided.gradient(x, None, level), energy.gradient(x, None, level))
+    assert torch.allclose(Guided(energy, 1.0)(x, label, level), energy(x, label, level))
+
+
 def test_logit_energy_is_any_classifiers() -> None:
     torch.manual_seed(0)
     energy = LogitEnergy(MLPJointTilt(SHAPE, CLASSES, width=8), 0.3).double()
@@ -252,7 +267,7 @@ def test_train_ood_and_calibrate_through_the_command_line(
     code, out, _ = call(capfd, "ood", run, "--json", "--figure", tmp_path / "ood.png")
     assert code == 0
     found = json.loads(out)
-    assert set(found) == {"log_p", "max_p", "grad_norm", "protocol"}
+    assert set(found) == {"log_p", "max_p", "grad_norm", "log_ratio", "protocol"}
     assert (tmp_path / "ood.png").stat().st_size > 10_000
     for kind in ("noise", "constant", "inverted", "rotated", "shuffled"):
         assert found["log_p"][kind] > 0.95, kind

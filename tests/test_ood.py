@@ -54,6 +54,13 @@ def test_foreign_sets_are_what_they_are_called(pixels: np.ndarray) -> None:
     assert sorted(nearest.argmin(1)) == list(range(40))
     assert (nearest.argmin(1) != np.arange(40)).all()
     assert (sets["letters"] > 0.5).mean(axis=(1, 2, 3)).min() > 0.02, "each letter has ink"
+    labels = np.arange(40) % 4
+    labelled = foreign_sets(pixels, seed=3, labels=labels)
+    assert all(np.array_equal(labelled[name], sets[name]) for name in sets)
+    partner = 2 * labelled["interpolated_classes"] - pixels
+    nearest = ((partner[:, None] - pixels[None]) ** 2).sum((2, 3, 4))
+    assert np.allclose(nearest.min(1), 0, atol=1e-6)
+    assert (labels[nearest.argmin(1)] != labels).all()
     assert not np.array_equal(foreign_sets(pixels, seed=4)["noise"], sets["noise"])
 
 

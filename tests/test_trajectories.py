@@ -15,7 +15,7 @@ from ebmtraj.datasets.windows import Past, Transitions, trajectories
 from ebmtraj.energies.transition import TiltedPairEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
-from ebmtraj.samplers.langevin import gradient_of
+from ebmtraj.samplers.backends import gradient_of
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 from ebmtraj.training.trainable import Stage
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
@@ -35,7 +35,7 @@ CASES = [(name, actions) for name in MODELS for actions in (False, True)]
 
 def recipe_for(store: Path, model: str, *changes: str, actions: bool = False) -> TransitionRecipe:
     small = ["training.steps=20", "training.batch=32", "training.check_every=10", "network.width=16"]
-    cd = ["network.sampler.steps=3", "network.rollout_steps=5", "network.buffer=100"] if model == "cd" else []
+    cd = ["network.sampler.steps=3", "network.rollout_steps=5", "network.buffer=100"] if model in ("cd", "icd") else []
     return load_recipe(None, [*small, *cd, *changes], {"model": model, "actions": actions, "data": str(store)})
 
 

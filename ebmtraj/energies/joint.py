@@ -278,6 +278,30 @@ def shares(logits: Tensor, label: Tensor | None) -> Tensor:
     return torch.where((label < 0).unsqueeze(1), soft, hard)
 
 
+class Guided(nn.Module):
+    """p(x) p(y | x)^g of a joint energy, which for g above 1 draws images that are surer of their class.
+
+    Ho & Salimans 2022, equation 6, where both gradients are those of one network.
+    """
+
+    def __init__(self, energy: JointEnergy, guidance: float) -> None:
+        super().__init__()
+        self.energy, self.guidance = energy, guidance
+
+    def forward(self, x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
+        """Energies `(B,)`; without a label those of p(x)."""
+        logits = self.energy.logits(x, level)
+        whole = logits.logsumexp(1)
+        return -(whole + self.guidance * (picked(logits, label) - whole))
+
+    def gradient(self, x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
+        """Their gradient in x, `(B, *event)`."""
+        if label is None or self.guidance == 1:
+            return self.energy.gradient(x, label, level)
+        _, joint, whole = self.energy.with_gradients(x, label, level, also="marginal")
+        return whole + self.guidance * (joint - whole)
+
+
 class LogitEnergy(nn.Module):
     """Any classifier's logits as a joint energy, as paper 001 has it: no base and no noise levels.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebmtraj.nets.base import TiltedBase
-from ebmtraj.nets.mlp import MLP, LevelFeatures, silu_with_slope
+from ebmtraj.nets.mlp import MLP, LevelFeatures, known_features, silu_with_slope
 from ebmtraj.samplers.analytic import SILU, Layers, Pass, blocks
 
 
@@ -158,17 +158,15 @@ class _ResidualChain:
     """`ResidualEnergy.gradient` for one chain, in buffers and from the weights as they are; a call overwrites the last."""
 
     def __init__(self, energy: ResidualEnergy, r: Tensor, context: ResidualContext, dtype: torch.dtype) -> None:
-        def at_hand(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(dtype).contiguous()
-
-        d, first = energy.event, energy.input_event
+        d, first, output = energy.event, energy.input_event, energy.output
+        weight, bias = output.weight.detach().to(dtype), output.bias.detach().to(dtype)
         self.energy, self.dtype = energy, dtype
-        self.hidden = at_hand(context.hidden + first.bias)
-        self.entry, self.entry_back = at_hand(first.weight.t()), at_hand(first.weight)
-        self.up, self.up_bias = at_hand(energy.output.weight[:d].t()), at_hand(energy.output.bias[:d])
-        self.down, self.down_bias = at_hand(energy.output.weight[:d]), at_hand(energy.output.weight[d])
+        self.hidden = (context.hidden + first.bias).detach().to(dtype)
+        self.entry = first.weight.detach().to(dtype)
+        self.down, self.down_bias, self.up_bias = weight[:d], weight[d], bias[:d]
         hidden = [cast(nn.Linear, layer) for layer in energy.hidden]
-        layers = Layers([(layer.weight, layer.bias) for layer in hidden], [SILU] * (len(hidden) + 1), dtype)
+        pairs = [(layer.weight, layer.bias) for layer in hidden]
+        layers = Layers(pairs, [SILU] * (len(hidden) + 1), dtype, brief=True)
         width = len(self.down_bias)
         self.u, self.g = r.new_empty(r.shape), r.new_empty(r.shape, dtype=dtype)
         seed = r.new_empty((len(r), width), dtype=dtype)
@@ -177,25 +175,32 @@ class _ResidualChain:
         for rows in blocks(len(r), width, seed):
             size = rows.stop - rows.start
             if size not in passes:
-                passes[size] = Pass(layers, seed[:size], width, whole=True)
+                passes[size] = Pass(layers, seed[:size], width, whole=True, constant=False)
             self.parts.append((rows, passes[size]))
 
     def __call__(self, r: Tensor, level: Tensor) -> Tensor:
         """Gradient `(B, D)` at residuals and a level, `()` or `(B,)`."""
-        energy, level = self.energy, level.unsqueeze(-1)
-        shrink = torch.rsqrt(1 + level**2)
-        u = torch.mul(r, shrink, out=self.u)
-        noise = energy.input_level(energy.level_features(level.squeeze(-1))).to(self.dtype)
-        given = u.to(self.dtype)
+        energy, inverse, shrink = self.energy, 0.0, 0.0
+        plain = level.dim() == 0 and level.device.type == "cpu"  # on a GPU a look at it would cost more
+        if plain:
+            number = float(level)
+            inverse, shrink = 1 / number, (1 + number**2) ** -0.5
+            noise = energy.input_level.weight.detach() @ known_features(energy.level_features, number)
+            u = torch.mul(r, shrink, out=self.u)
+        else:
+            noise, column = energy.input_level(energy.level_features(level)), level.unsqueeze(-1)
+            u = torch.mul(r, torch.rsqrt(1 + column**2), out=self.u)
+        noise, given = noise.to(self.dtype), u.to(self.dtype)
         for rows, work in self.parts:
             part = given[rows]
             torch.add(self.hidden[rows], noise if noise.dim() == 1 else noise[rows], out=work.entry)
-            work.entry.addmm_(part, self.entry)
+            work.entry.addmm_(part, self.entry.t())
             torch.addmm(self.down_bias, part, self.down, out=work.seed)
             back = work.run()
-            direct = torch.addmm(self.up_bias, work.top, self.up, out=self.g[rows])
-            direct.addmm_(back, self.entry_back)
-        return (u + self.g / level) * shrink
+            torch.addmm(self.up_bias, work.top, self.down.t(), out=self.g[rows]).addmm_(back, self.entry)
+        if plain:
+            return u.add_(self.g, alpha=inverse).mul_(shrink)
+        return u.add_(self.g / column).mul_(torch.rsqrt(1 + column**2))
 
 
 class TiltedTransition(TiltedBase):

@@ -91,15 +91,26 @@ FOREIGN: Mapping[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
 }
 
 
-def foreign_sets(pixels: Pixels, seed: int = 0) -> dict[str, Pixels]:
-    """Every set of `FOREIGN` made from held-out images `(N, C, H, W)`, as many each; the same for the same seed."""
+def interpolated_classes(pixels: Pixels, labels: NDArray[Any], rng: np.random.Generator) -> Pixels:
+    """The mean of each image and one of another class: what two images of one class give may well be an image of it."""
+    if len(np.unique(labels)) < 2:
+        raise EbmtrajError("out-of-distribution sets: images of one class can't be interpolated between classes")
+    partner = [rng.choice(np.flatnonzero(labels != own)) for own in labels]
+    return 0.5 * (pixels + pixels[partner])
+
+
+def foreign_sets(pixels: Pixels, seed: int = 0, labels: NDArray[Any] | None = None) -> dict[str, Pixels]:
+    """Every set of `FOREIGN` made from held-out images `(N, C, H, W)`, as many each; the same for the same seed.
+
+    With labels `(N,)`, also `interpolated_classes`.
+    """
     if len(pixels) < 2:
         raise EbmtrajError(f"out-of-distribution sets: {len(pixels)} images; give at least 2")
-    streams = np.random.SeedSequence(seed).spawn(len(FOREIGN))
-    return {
-        name: make(pixels, np.random.default_rng(stream))
-        for (name, make), stream in zip(FOREIGN.items(), streams, strict=True)
-    }
+    streams = [np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(len(FOREIGN) + 1)]
+    sets = {name: make(pixels, rng) for (name, make), rng in zip(FOREIGN.items(), streams, strict=False)}
+    if labels is not None and len(np.unique(labels)) > 1:
+        sets["interpolated_classes"] = interpolated_classes(pixels, labels, streams[-1])
+    return sets
 
 
 def auroc(inside: NDArray[Any], outside: NDArray[Any]) -> float:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
 from ebmtraj.energies.image_conv import Network
-from ebmtraj.energies.joint import Frame, JointEnergy, joint_tilt
+from ebmtraj.energies.joint import Frame, Guided, JointEnergy, joint_tilt
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.adversary import adversarial
 from ebmtraj.images.data import ImageBatch, ImageData
@@ -37,7 +37,7 @@ class JointConfig:
     floor: float = 0.05  # added to the variances of a fitted base
     level: float = 0.3  # the noise level at which classes and densities are read
     classification: float = 0.1  # weight of the cross-entropy, beside the score matching of E(x)
-    conditional: float = 0.0  # weight of score matching of E(x, y)
+    conditional: float = 1.0  # weight of score matching of E(x, y), of the images whose label is known
     adversary: float = 0.0  # L-inf distance in pixels within which labels are also to be told in the worst case; 0: off
     adversary_weight: float = 0.5  # of that cross-entropy
     factored: bool = False  # the ablation p(x) p(y | x)
@@ -45,6 +45,7 @@ class JointConfig:
     label_seed: int = 0  # which ones
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=LADDER))
+    guidance: float = 2.5  # samples of a class are of p(x) p(y | x)^guidance; 1: of p(x | y) as it was learnt
     validation_draws: int = 16  # noise levels for each validation image
 
     def __post_init__(self) -> None:
@@ -55,20 +56,19 @@ class JointConfig:
                 f"{self.components}, validation_draws = {self.validation_draws}, floor = {self.floor}, level = "
                 f"{self.level}; all must be above 0"
             )
-        if self.classification < 0 or self.conditional < 0 or self.labelled < 0:
+        if min(self.classification, self.conditional, self.labelled, self.guidance) < 0:
             raise EbmtrajError(
                 f"network: classification = {self.classification}, conditional = {self.conditional}, labelled = "
-                f"{self.labelled}; none may be below 0"
+                f"{self.labelled}, guidance = {self.guidance}; none may be below 0"
             )
         if not 0 <= self.adversary <= 1 or self.adversary_weight < 0:
             raise EbmtrajError(
                 f"network: adversary = {self.adversary}, adversary_weight = {self.adversary_weight}; it needs 0 <= "
                 "adversary <= 1 and a weight from 0 up"
             )
-        if self.labelled and (self.base == "classes" or self.conditional):
+        if self.labelled and self.base == "classes":
             raise EbmtrajError(
-                f"network.labelled = {self.labelled}: base = classes and conditional > 0 need every image's label; use "
-                "base = mixture and conditional = 0"
+                f"network.labelled = {self.labelled}: base = classes needs every image's label; use base = mixture"
             )
         if self.sampler.ladder is None:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
@@ -186,7 +186,8 @@ class JointModel(Classifier):
 
         ladder = self.config.sampler.ladder
         start = self.net.start(count, self.shape, labels, ladder.sigma_max if ladder else 1.0, generator)
-        x, _ = langevin(self.net, start, self.config.sampler, context=labels, project=seen, generator=generator)
+        energy = Guided(self.net, self.config.guidance)
+        x, _ = langevin(energy, start, self.config.sampler, context=labels, project=seen, generator=generator)
         return self.pixels(x)
 
     def _loss(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -198,20 +199,26 @@ class JointModel(Classifier):
             x, label = x.repeat(draws, 1, 1, 1), label.repeat(draws)
         level = config.noise.draw(len(x), generator)
         noised = self._noised(x, level, generator)
-        also: Literal["none", "marginal"] = "marginal" if config.conditional else "none"
-        logits, *slopes = self.net.with_gradients(noised, label if config.conditional else None, level, also)
+        told = self._hidden(label, batch) if config.conditional else None
+        logits, *slopes = self.net.with_gradients(noised, told, level, "none" if told is None else "marginal")
         matching = denoising_error(x, noised, slopes[-1], level).mean()
         if self.training and config.labelled:
             own, label = self.seen(batch, generator)
-            level = level[: len(own)]
-            logits = self.net.logits(self._noised(own, level, generator), level)
-        entropy = F.cross_entropy(logits, label) if len(label) else logits.sum()
+            at = level[: len(own)]
+            logits = self.net.logits(self._noised(own, at, generator), at)
+        entropy = F.cross_entropy(logits, label) if len(label) else matching.new_zeros(())
         loss = matching + config.classification * entropy
         if config.conditional:
             loss = loss + config.conditional * denoising_error(x, noised, slopes[0], level).mean()
         if self.training and config.adversary > 0:
             loss = loss + config.adversary_weight * self._worst_entropy(batch, generator)
         return loss, {"score_matching": matching.detach(), "cross_entropy": entropy.detach()}
+
+    def _hidden(self, label: Tensor, batch: ImageBatch) -> Tensor:
+        """The labels, -1 where they are not to be seen."""
+        if not self.training or not self.config.labelled:
+            return label
+        return label.masked_fill(~self.known[batch.index], -1)
 
     def _worst_entropy(self, batch: ImageBatch, generator: torch.Generator) -> Tensor:
         """Cross-entropy of adversarial images of the labelled ones, under noise of at most the level classes are read at."""

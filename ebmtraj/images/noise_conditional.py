@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ebmtraj.energies.image import Base, Guided, ImageEnergy, MLPTilt, Tilt
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian
-from ebmtraj.energies.image_conv import Network, NetworkTilt, chosen_network
+from ebmtraj.energies.image_conv import SMALL, Network, NetworkTilt, chosen_network
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageBatch, ImageData
 from ebmtraj.images.model import ImageModel, Watch
@@ -23,6 +24,7 @@ from ebmtraj.training.losses import NoiseConfig, denoising_score_matching
 from ebmtraj.training.trainable import Stage
 
 LADDER = Ladder(levels=16, sigma_max=20.0, sigma_min=0.02)
+BaseName = Literal["auto", "unit", "gaussian", "mixture"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class NoiseConditionalConfig:
     width: int = 512  # of dense layers
     depth: int = 2
     channels: int = 64  # of the first convolution
-    base: Literal["unit", "gaussian", "mixture"] = "unit"  # what is tilted: N(0, 1), or one or more Gaussians (a class)
-    components: int = 10  # of a mixture, a class where there are labels
-    floor: float = 0.05  # added to the variances of a fitted base
+    base: BaseName = "auto"  # what is tilted, see `chosen_base`; a mixture has its components for each class
+    components: int = 20  # of a mixture, a class where there are labels
+    floor: float = 0.3  # added to the variances of a fitted base
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.2))
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=LADDER))
     unlabelled: float = 0.1  # share of the training images whose label is hidden, so that there is an E(x), too
@@ -57,21 +59,40 @@ class NoiseConditionalConfig:
             raise EbmtrajError("network.sampler: this model is sampled down a noise ladder; set network.sampler.ladder")
 
 
+def chosen_base(base: BaseName, shape: tuple[int, int, int], conditional: bool) -> BaseName:
+    """What `auto` is: a mixture of Gaussians for p(x) of small images, where it generalises better by its validation loss.
+
+    Given the class, N(0, 1) does better (unit): classes are few enough images that a mixture of each learns them by heart.
+    """
+    if base != "auto":
+        return base
+    return "mixture" if math.prod(shape) <= SMALL and not conditional else "unit"
+
+
 class NoiseConditionalModel(ImageModel):
     """Objective `dsm`: the noise-conditional energy of a base and a network's tilt, by denoising score matching."""
 
     name = "dsm"
     Config = NoiseConditionalConfig
     config: NoiseConditionalConfig
-    training_defaults: ClassVar[dict[str, Any]] = {"steps": 4000, "batch": 256, "check_every": 100, "ema": 0.998}
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "steps": 2000,
+        "batch": 128,
+        "learning_rate": 2e-3,
+        "warmup": 50,
+        "ema": 0.995,
+        "check_every": 100,
+    }
+    conditional_defaults: ClassVar[dict[str, Any]] = {"guidance": 0.1}
 
     def __init__(
         self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: NoiseConditionalConfig
     ) -> None:
         super().__init__(shape, classes, conditional=conditional, config=config)
         count = len(self.classes) if conditional else 0
-        components = 1 if config.base == "gaussian" else config.components
-        base: Base = UnitGaussian() if config.base == "unit" else MixtureBase(self.shape, components, count)
+        kind = chosen_base(config.base, self.shape, conditional)
+        components = 1 if kind == "gaussian" else config.components
+        base: Base = UnitGaussian() if kind == "unit" else MixtureBase(self.shape, components, count)
         self.net = ImageEnergy(base, self.make_tilt(count))
 
     def make_tilt(self, classes: int) -> Tilt:

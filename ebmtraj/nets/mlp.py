@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,17 @@ class LevelFeatures(nn.Module):
         """Features of levels above 0."""
         phase = level.log().unsqueeze(-1) * self.frequencies
         return torch.cat((phase.sin(), phase.cos()), dim=-1)
+
+
+@lru_cache(maxsize=256)  # a ladder asks for the same few levels in every chain
+def _features_at(frequencies: tuple[float, ...], level: float) -> Tensor:
+    phase = torch.tensor(level).log() * torch.tensor(frequencies)
+    return torch.cat((phase.sin(), phase.cos()))
+
+
+def known_features(features: LevelFeatures, level: float) -> Tensor:
+    """What `LevelFeatures` gives for one level on a CPU, `(2 * count,)`, looked up where it was asked for before."""
+    return _features_at(tuple(2.0 ** (i / 2 - 1.5) for i in range(features.size // 2)), level)
 
 
 def silu_with_slope(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,9 +72,10 @@ def calibration_figure(found: Calibration, path: Path) -> Path:
         axis.scatter(
             part.confidence[held],
             part.accuracy[held],
-            s=15 + 900 * part.share[held],
+            s=12 + 300 * part.share[held],
             color=look("energy").color,
             alpha=0.75,
+            clip_on=False,
         )
         axis.text(0.04, 0.92, f"ECE {found.results[error]:.3f}", transform=axis.transAxes, fontsize=12, color=INK)
         axis.set_xlim(0, 1.04)

@@ -36,7 +36,7 @@ class ImageRow:
 
 IMAGES: Mapping[str, ImageRow] = {
     "energy": ImageRow("dsm", "energy, score matching"),
-    "energy-mixture": ImageRow("dsm", "the same, tilting a mixture", set=("network.base=mixture",)),
+    "energy-unit": ImageRow("dsm", "the same, tilting N(0, 1)", set=("network.base=unit",)),
     "pcd": ImageRow("pcd", "energy, contrastive divergence (paper 000)"),
     "field": ImageRow("field", "vector field of the same size"),
     "vae": ImageRow("vae", "variational autoencoder"),
@@ -53,6 +53,12 @@ IMAGES: Mapping[str, ImageRow] = {
 JEM: Mapping[str, ImageRow] = {
     "jem": ImageRow("jem", "joint energy, score matching", conditional=True),
     "jem-factored": ImageRow("jem", "the same, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",)),
+    "jem-robust": ImageRow(
+        "jem",
+        "the same, told labels in the worst case within .2",
+        conditional=True,
+        set=("network.adversary=0.2", "training.steps=1500", "training.batch=256"),
+    ),
     "jem-cd": ImageRow("jem-cd", "joint energy, contrastive divergence (paper 001)", conditional=True),
     "classifier": ImageRow("classifier", "plain classifier of the same net", conditional=True),
     "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",)),

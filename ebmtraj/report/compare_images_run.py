@@ -135,6 +135,7 @@ def shown(job: ImageJob) -> np.ndarray | None:
 def image_results(jobs: Sequence[ImageJob], store: ImageStore, judge: Judge, *, command: str = "") -> dict[str, Any]:
     """The object of a comparison whose jobs are all done; raises `EbmtrajError` where one is not."""
     c = jobs[0].comparison
+    names = [name for name in c.rows if any(job.name == name and job.measured for job in jobs)]
     rows: list[dict[str, Any]] = []
     trained: list[dict[str, Any]] = []
     for job in jobs:
@@ -152,13 +153,13 @@ def image_results(jobs: Sequence[ImageJob], store: ImageStore, judge: Judge, *, 
             "content_hash": store.content_hash,
             "images": store.info()["splits"],
             "split": c.split,
-            "seeds": list(c.seeds),
+            "seeds": sorted({row["seed"] for row in rows}),
             "judge": judge_facts(judge, store),
             "machine": machine(),
             "versions": versions(),
             "recipes": asked,
-            "titles": {name: ROWS[c.kind][name].title for name in c.rows},
-            "conditional": {name: ROWS[c.kind][name].conditional for name in c.rows},
+            "titles": {name: ROWS[c.kind][name].title for name in names},
+            "conditional": {name: ROWS[c.kind][name].conditional for name in names},
         },
         "floor": flat(finite(floor(store, judge, c.split))),
         "stability": {
@@ -167,7 +168,7 @@ def image_results(jobs: Sequence[ImageJob], store: ImageStore, judge: Judge, *, 
             "diverged": sum(row["diverged"] is not None for row in stable),
             "rolled_back": sum(bool(row.get("training.rollbacks")) for row in stable),
         },
-        "summary": {name: _spread([row for row in rows if row["model"] == name]) for name in c.rows},
+        "summary": {name: _spread([row for row in rows if row["model"] == name]) for name in names},
         "rows": rows + [{**row, "trained_only": True} for row in trained],
     }
 

@@ -34,6 +34,7 @@ class Section(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     conditional: bool | None = None  # only rows of that kind
+    beside: tuple[tuple[str, Mapping[str, str]], ...] = ()  # lines whose values any row's measures hold: {column: key}
 
 
 def _auroc(score: str) -> tuple[Column, ...]:
@@ -80,10 +81,22 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
         "restoration": Section(
             "mean squared error",
             (
-                Column("restoration.salt_and_pepper", "salt and pepper"),
-                Column("restoration.one_step", "one step"),
-                Column("restoration.inpainting", "inpainting, one"),
+                Column("restoration.salt_and_pepper_one", "salt and pepper, one"),
+                Column("restoration.salt_and_pepper_mean", "mean of 16"),
+                Column("restoration.one_step", "in one step"),
+                Column("restoration.inpainting_one", "lower half, one"),
                 Column("restoration.inpainting_mean", "mean of 16"),
+            ),
+            beside=(
+                ("median filter", {"restoration.salt_and_pepper_mean": "restoration.median_filter"}),
+                ("mean fill", {"restoration.inpainting_mean": "restoration.mean_fill"}),
+                (
+                    "Gaussian given the rest",
+                    {
+                        "restoration.salt_and_pepper_mean": "restoration.salt_and_pepper_gaussian",
+                        "restoration.inpainting_mean": "restoration.inpainting_gaussian",
+                    },
+                ),
             ),
         ),
     },
@@ -109,6 +122,21 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 *_MEMORY[1:],
             ),
         ),
+        "robustness": Section(
+            "accuracy under attack, L-inf",
+            tuple(
+                Column(f"robustness.refine_{steps}.{key}", f"{says}, {steps} steps", 1, percent=True)
+                for steps in (0, 10)
+                for key, says in {
+                    "clean": "clean",
+                    "pgd.0.1": "PGD .1",
+                    "pgd.0.2": "PGD .2",
+                    "square": "square .2",
+                    "transfer": "transfer .2",
+                    "lowest": "lowest",
+                }.items()
+            ),
+        ),
         **{
             name: Section(f"AUROC of {says}", _auroc(name))
             for name, says in {"log_p": "log p(x)", "max_p": "max p(y|x)", "grad_norm": "-|grad log p(x)|"}.items()
@@ -131,7 +159,12 @@ def table_of(results: Mapping[str, Any], section: Section) -> tuple[list[str], l
     for name in rows:
         said = summary[name]
         title = protocol["titles"][name] + (f" ({said['diverged']} of {said['seeds']} diverged)" if said["diverged"] else "")
+        if said["seeds"] < len(protocol["seeds"]) and said.get("training.steps", {}).get("median"):  # others need one seed
+            title += f" ({said['seeds']} seed{'s' * (said['seeds'] > 1)})"
         lines.append([title, *(_cell(said.get(column.key), column, _best(summary, rows, column)) for column in columns)])
+    for title, sources in section.beside if rows else ():
+        found = [next((said for name in rows if (said := summary[name].get(sources.get(c.key, "")))), None) for c in columns]
+        lines.append([title, *("" if one is None else _cell(one, c, None) for one, c in zip(found, columns, strict=True))])
     if any(column.key in floor for column in columns):
         real = [_shown(floor[column.key], column) if column.key in floor else "" for column in columns]
         lines.append(["floor (real images)", *real])

@@ -26,11 +26,17 @@ from ebmtraj.evaluation.image_scores import (
     same_count,
 )
 from ebmtraj.images.model import ImageModel
+from ebmtraj.images.restore import noise_conditional
+from ebmtraj.images.robustness import AttackConfig
 from ebmtraj.report.calibrate import measure_calibration
 from ebmtraj.report.ood import OODConfig, measure_ood, reading_level
+from ebmtraj.report.restore import measure_restoration
+from ebmtraj.report.robustness import RobustnessConfig, measure_robustness
 
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
+RESTORED = 120  # images that are restored, 16 times each
+ATTACKED = 100  # images that are attacked
 FLOORS = 4  # draws of training images against held-out ones
 
 
@@ -154,6 +160,51 @@ def marginal(subject: Subject) -> dict[str, Any]:
     return generation(subject, pixels, None)
 
 
+def restoration(subject: Subject) -> dict[str, float]:
+    """Mean squared errors of restoring 30 % salt and pepper and a hidden lower half, beside what needs no energy."""
+    if not noise_conditional(subject.model) or not has_density(subject.model) or subject.model.conditional:
+        return {}
+    found: dict[str, float] = {}
+    for task, name in (("salt-and-pepper", "salt_and_pepper"), ("inpaint", "inpainting")):
+        restored = measure_restoration(
+            subject.model, subject.store, task, split=subject.split, limit=RESTORED, seed=subject.seed
+        )
+        errors = restored.results["mse"]
+        found |= {f"{name}_{suffix}": errors[key] for key, suffix in _ERRORS.items() if key in errors}
+        found |= {plain: errors[key] for key, plain in _PLAIN.items() if key in errors}
+        for key, value in errors.items():
+            if key.startswith("one-step denoiser"):
+                found["one_step"] = value
+    return found
+
+
+_ERRORS = {"energy, one sample": "one", "energy, mean of 16": "mean", "Gaussian given the rest": "gaussian"}
+_PLAIN = {"median filter": "median_filter", "mean fill": "mean_fill"}
+
+
+def robustness(subject: Subject) -> dict[str, Any]:
+    """Accuracy under attacks within L-inf distances, through 0 and 10 refinement steps where the model can refine.
+
+    By gradients through all steps over draws of noise, by queries alone, and by images that fool the model without its
+    refinement; `lowest` counts an image as lost where any of them found one that is misread.
+    """
+    if not subject.model.classifies:
+        return {}
+    refine = (0, 10) if noise_conditional(subject.model) else (0,)
+    config = RobustnessConfig(
+        attack=AttackConfig(steps=20, draws=4),
+        eps=(0.1, 0.2),
+        refine=refine,
+        attacks=("pgd", "square", "transfer"),
+        queries=300,
+        split=subject.split,
+        limit=ATTACKED,
+        seed=subject.seed,
+    )
+    found: dict[str, Any] = measure_robustness(subject.model, subject.store, config)["refine"]
+    return {f"refine_{steps}": result for steps, result in found.items()}
+
+
 def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[str, Any]:
     """What real images score: training images in the place of samples, as many as there are held-out ones."""
     train, held_out = store.read("train"), store.read(split)
@@ -167,6 +218,6 @@ def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[st
 
 
 MEASURES: Mapping[str, Mapping[str, Callable[[Subject], Mapping[str, Any]]]] = {  # by table, beside samples and memory
-    "images": {"foreign": foreign},
-    "jem": {"classes": classes, "foreign": foreign, "marginal": marginal},
+    "images": {"foreign": foreign, "restoration": restoration},
+    "jem": {"classes": classes, "foreign": foreign, "marginal": marginal, "robustness": robustness},
 }

@@ -16,6 +16,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.ood import Pixels, auroc, foreign_sets, ood_table
 from ebmtraj.images.model import ImageModel
 from ebmtraj.report.style import GREY, INK, look, new_figure, save
+from ebmtraj.training.losses import NoiseConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class OOD:
     log_p: dict[str, NDArray[Any]]  # of each
 
 
+RATIO = 0.8  # the level of `log_ratio`, chosen on the validation split of the digits; the other level is twice that
+
+
+def has_levels(model: ImageModel) -> bool:
+    """Whether its energy is one at every noise level."""
+    return isinstance(getattr(model.config, "noise", None), NoiseConfig) or bool(getattr(model, "closed_form", False))
+
+
 def reading_level(model: ImageModel) -> float:
     """The noise level at which a model's densities are read unless one is given."""
     return float(getattr(model.config, "level", 0.1))
@@ -51,15 +60,20 @@ def reading_level(model: ImageModel) -> float:
 def scores(model: ImageModel, pixels: Pixels, level: float | None = None, batch: int = 1024) -> dict[str, NDArray[Any]]:
     """log p(x), max p(y|x) where the model classifies, and -|grad log p(x)|, each `(N,)`, of pixels `(N, C, H, W)`.
 
-    Paper 001, section 4.3: a gradient is longer off the data; its length is that in unit coordinates.
+    Paper 001, section 4.3: a gradient is longer off the data; its length is that in unit coordinates. An energy at every
+    noise level also gives `log_ratio`, log p_s(x) - 2 log p_2s(x): what is foreign only in its details, as a mean of two
+    images is, lies where a coarse density is high, and so scores well by log p (Ren et al. 2019 divide by a background's).
     """
     at = reading_level(model) if level is None else level
     found: dict[str, list[NDArray[Any]]] = {}
     for start in range(0, len(pixels), batch):
         x = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(model.shift.device)
-        said = torch.tensor(at, device=x.device)
+        unit = torch.ones((), device=x.device)
+        said = at * unit
         with torch.no_grad():
             values = {"log_p": model.log_density(x, said)}
+            if has_levels(model):
+                values["log_ratio"] = model.log_density(x, RATIO * unit) - 2 * model.log_density(x, 2 * RATIO * unit)
             if model.classifies:
                 values["max_p"] = model.logits(x, said).double().softmax(1).max(1).values
         values["grad_norm"] = -model.gradient(model.unit(x), None, said).detach().flatten(1).norm(dim=1)
@@ -72,8 +86,9 @@ def measure_ood(model: ImageModel, store: ImageStore, config: OODConfig | None =
     """AUROC of every score against every foreign set; raises `EbmtrajError` where the images don't fit the model."""
     config = config or OODConfig()
     limit = config.limit or None
-    inside = store.read(config.split).pixels[:limit]
-    sets = foreign_sets(inside, config.seed)
+    images = store.read(config.split)
+    inside, labels = images.pixels[:limit], None if images.labels is None else images.labels[:limit]
+    sets = foreign_sets(inside, config.seed, labels)
     for name in config.against:
         other = open_images(name)
         if other.shape != store.shape:
@@ -89,6 +104,7 @@ def measure_ood(model: ImageModel, store: ImageStore, config: OODConfig | None =
         "split": config.split,
         "images": len(inside),
         "level": reading_level(model) if config.level is None else config.level,
+        "ratio_levels": [RATIO, 2 * RATIO] if has_levels(model) else None,
         "seed": config.seed,
         "metric": "AUROC, held-out images against foreign ones",
         "log_p_train": auroc(found["train"]["log_p"], found["inside"]["log_p"]),  # .5: no higher than held-out images
@@ -107,7 +123,7 @@ def ood_figure(found: OOD, path: Path, examples: int = 6) -> Path:
     edges = np.linspace(low, high, 60)
     for row, name in zip(grid, names, strict=True):
         _examples(row[0], found.sets[name][:examples])
-        row[0].set_ylabel(name, fontsize=11, color=INK, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(name.replace("_", "\n"), fontsize=11, color=INK, rotation=0, ha="right", va="center")
         axis = row[1]
         axis.hist(inside.clip(low, high), edges, density=True, color=GREY, alpha=0.55, label="held out")
         axis.hist(found.log_p[name].clip(low, high), edges, density=True, color=look("energy").color, alpha=0.7)

@@ -46,6 +46,7 @@ LOOKS: dict[str, Look] = {
     "dsm": Look("energy (DSM)", _BLUE),
     "ebm-corrected": Look("energy, Langevin corrected", _BLUE, _DASHED),
     "cd": Look("energy (CD)", _PURPLE),
+    "icd": Look("energy (improved CD)", _PURPLE, _DASHED),
     "field": Look("vector field, our base", _SKY),
     "field-corrected": Look("vector field, corrected", _SKY, _DASHED),
     "edm": Look("diffusion (EDM)", _ORANGE),
@@ -61,7 +62,7 @@ LOOKS: dict[str, Look] = {
 }
 _SPARE = ("#a6761d", "#1b7837", "#c51b7d")
 ORDER = (
-    *("truth", "ebm", "ebm-corrected", "energy", "dsm", "cd", "field", "field-corrected"),
+    *("truth", "ebm", "ebm-corrected", "energy", "dsm", "cd", "icd", "field", "field-corrected"),
     *("edm", "flow", "gru", "mdn", "ensemble"),
     *("gaussian", "fc-delta", "fc"),
 )

@@ -22,6 +22,7 @@ HEADERS = {
     "dsm": "EBM (DSM)",
     "ebm-corrected": "EBM, Langevin corrected",
     "cd": "EBM (CD)",
+    "icd": "EBM (improved CD)",
     "field-corrected": "vector field, corrected",
     "field": "vector field, our base",
     "edm": "EDM diffusion",

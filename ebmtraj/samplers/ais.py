@@ -181,7 +181,7 @@ def ais(
                     state,
                     noise.momentum(),
                     noise.log_uniform(),
-                    schedule.sizes[then] * noise.jitter(config.jitter),
+                    noise.sized(schedule.sizes[then], config.jitter),
                     leapfrog=config.leapfrog,
                     scale=base.std,
                 )
@@ -217,7 +217,7 @@ def pilot(
                 bridge.combined(x, parts, beta),
                 noise.momentum(),
                 noise.log_uniform(),
-                torch.exp(log_size) * noise.jitter(config.jitter),
+                noise.sized(torch.exp(log_size), config.jitter),
                 leapfrog=config.leapfrog,
                 scale=base.std,
             )
@@ -286,7 +286,7 @@ def _moved_on(
                 state,
                 noise.momentum(),
                 noise.log_uniform(),
-                schedule.sizes[-1] * noise.jitter(config.jitter),
+                noise.sized(schedule.sizes[-1], config.jitter),
                 leapfrog=config.leapfrog,
                 scale=base.std,
             )

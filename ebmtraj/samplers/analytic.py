@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-BLOCK = 1 << 20  # bytes of a layer's units and their gradient in a block of rows: all layers' then stay in the cache
+BLOCK = 1 << 19  # bytes of a layer's units and their gradient in a block of rows: all layers' then stay in the cache
 aten = torch.ops.aten
 
 
@@ -73,11 +73,19 @@ class Layers:
     """The weights of hidden layers as a chain needs them: in its precision, and transposed once."""
 
     def __init__(
-        self, hidden: Sequence[tuple[Tensor, Tensor | None]], activations: Sequence[Activation], dtype: torch.dtype
+        self,
+        hidden: Sequence[tuple[Tensor, Tensor | None]],
+        activations: Sequence[Activation],
+        dtype: torch.dtype,
+        *,
+        brief: bool = False,
     ) -> None:
-        """`hidden` are weight and bias of all layers but the first and last; `activations` is one longer."""
+        """`hidden` are weight and bias of all layers but the first and last; `activations` is one longer.
+
+        A `brief` chain does not pay back what it costs to lay out the transposed weights.
+        """
         self.weights = [weight.detach().to(dtype) for weight, _ in hidden]
-        self.turned = [weight.t().contiguous() for weight in self.weights]
+        self.turned = [weight.t() if brief else weight.t().contiguous() for weight in self.weights]
         self.biases = [None if bias is None else bias.detach().to(dtype) for _, bias in hidden]
         self.activations = tuple(activations)
 
@@ -89,12 +97,20 @@ class Pass:
     units; `run` brings it back to `entry`, see `slope`. With `whole`, `top` then holds the last layer's units.
     """
 
-    def __init__(self, layers: Layers, seed: Tensor, width: int, whole: bool) -> None:
-        """`seed` `(rows, width)` may be constant; all buffers are like it. `width` is the first layer's."""
+    def __init__(self, layers: Layers, seed: Tensor, width: int, *, whole: bool, constant: bool) -> None:
+        """`seed` `(rows, width)` is what all buffers are like; a run overwrites it unless it is `constant`.
+
+        `width` is the first layer's. The way back takes the buffers of the way forward where nobody looks at them again.
+        """
         widths = [width, *(len(weight) for weight in layers.weights)]
-        before, after, down = ([seed.new_empty(len(seed), w) for w in widths] for _ in range(3))
-        self.entry, self.top, self.slope, self.seed = before[0], after[-1], down[0], seed
+        before, after = ([seed.new_empty(len(seed), w) for w in widths] for _ in range(2))
         last = len(widths) - 1
+        down = [seed.new_empty(a.shape) if layers.activations[i].by_value else a for i, a in enumerate(after)]
+        if not constant:
+            down[last] = seed
+        elif whole:
+            down[last] = seed.new_empty(seed.shape)
+        self.entry, self.top, self.slope, self.seed = before[0], after[-1], down[0], seed
         self.steps: list[Callable[[], Any]] = []
         for i, activation in enumerate(layers.activations):
             if i < last or whole or activation.by_value:
@@ -150,7 +166,8 @@ class PlainGradient:
         for rows in blocks(len(x), max(linear.in_features for linear in plain.linears), out):
             size = rows.stop - rows.start
             if size not in passes:
-                passes[size] = Pass(layers, out.expand(size, -1).contiguous(), len(self.weight), whole)
+                seed = out.expand(size, -1).contiguous()
+                passes[size] = Pass(layers, seed, len(self.weight), whole=whole, constant=True)
             self.parts.append((passes[size], rows, self.out[rows]))
         rounds = self.dtype != x.dtype
         self.rounded = (x.new_empty(x.shape, dtype=self.dtype), x.new_empty(x.shape, dtype=self.dtype)) if rounds else None

@@ -64,8 +64,8 @@ def hamiltonian_step(
     step size^2 / beta (Neal 2011, section 5.2). A proposal out of reach or outside the `support`, `(B, *event) -> (B,)`, is
     rejected.
     """
-    drift = size * scale
-    kick = drift * beta
+    drift = size if _is_one(scale) else size * scale
+    kick = drift if _is_one(beta) else drift * beta
     p = torch.addcmul(momentum, kick, state.gradient, value=-0.5)
     new = state
     for step in range(leapfrog):
@@ -74,13 +74,17 @@ def hamiltonian_step(
         new = target(torch.addcmul(new.x, drift, p))
     p = torch.addcmul(p, kick, new.gradient, value=-0.5)
     rise = new.energy - state.energy
-    if isinstance(beta, Tensor) or beta != 1:
+    if not _is_one(beta):
         rise = rise * (beta.flatten() if isinstance(beta, Tensor) else beta)
     error = torch.add(rise, _square(p) - _square(momentum), alpha=0.5)
     if support is not None:
         error = torch.where(support(new.x), error, math.inf)
     is_accepted = log_uniform + error < 0  # not so where the error is not a number
     return select(is_accepted, new, state), Proposal(error, is_accepted, new.x, new.energy)
+
+
+def _is_one(factor: Tensor | float) -> bool:
+    return not isinstance(factor, Tensor) and factor == 1
 
 
 def _square(p: Tensor) -> Tensor:
@@ -118,13 +122,35 @@ class Noise:
         )
         return -empty.exponential_(generator=self.generator)
 
-    def jitter(self, share: float) -> Tensor | float:
-        """Factors of the step size `(B, 1, ...)`."""
+    def sized(self, size: Tensor, share: float) -> Tensor:
+        """The step size, with a `share` of jitter times a factor of each chain, `(B, 1, ...)`."""
         if share == 0:
-            return 1.0
+            return size
         shape = (len(self.x), *[1] * (self.x.dim() - 1))
         factors = torch.empty(shape, dtype=self.x.dtype, device=self.x.device)
-        return factors.uniform_(1 - share, 1 + share, generator=self.generator)
+        return size * factors.uniform_(1 - share, 1 + share, generator=self.generator)
+
+
+class Block:
+    """The noise of several steps, drawn in the order in which one step after the other draws it."""
+
+    def __init__(self, noise: Noise, length: int, size: Tensor, jitter: float) -> None:
+        self.noise, self.size, self.jitter = noise, size, jitter
+        self.momenta = noise.x.new_empty((length, *noise.x.shape))
+        self.exponentials = noise.x.new_empty((length, len(noise.x)))
+        self.rows = list(zip(self.momenta.unbind(0), self.exponentials.unbind(0), strict=True))
+
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Momenta `(K, B, *event)`, logs of uniform numbers `(K, B)` and step sizes, `()` or `(K, B, 1, ...)`."""
+        sizes = []
+        for momentum, exponential in self.rows:
+            momentum.normal_(generator=self.noise.generator)
+            exponential.exponential_(generator=self.noise.generator)
+            if self.jitter:
+                sizes.append(self.noise.sized(self.size, self.jitter))
+        held = self.noise.mask
+        momenta = self.momenta if held is None else torch.where(held.bool(), self.momenta, 0.0)
+        return momenta, -self.exponentials, torch.stack(sizes) if sizes else self.size
 
 
 def target_of(energy: Energy, context: Any, mask: Tensor | None, backend: str) -> Target:
@@ -173,6 +199,13 @@ class History:
             self.errors.append(proposal.error)
         if self.states is not None and (k + 1) % self.keep == 0:
             self.states[(k + 1) // self.keep - 1] = after.x
+
+    def add_all(self, first: int, states: Tensor) -> None:
+        """Take in the states `(K, B, *event)` after the steps from `first` on, of which nothing else is recorded."""
+        if self.states is not None:
+            before = first // self.keep
+            kept = states[(before + 1) * self.keep - 1 - first :: self.keep]
+            self.states[before : before + len(kept)] = kept
 
     def info(self, last: State, acceptance: Tensor, step_size: Tensor | None) -> Info:
         """The chain's `Info`."""

@@ -254,15 +254,16 @@ def frozen(energy: Energy) -> Iterator[None]:
         yield
         return
     trainable = [p for p in energy.parameters() if p.requires_grad]
-    modes = [(module, module.training) for module in energy.modules()]
+    awake = [module for module in energy.modules() if module.training]
     for p in trainable:
         p.requires_grad_(False)
-    energy.eval()  # no power iteration inside the chain
+    for module in awake:
+        module.training = False  # no power iteration inside the chain
     try:
         with parametrize.cached():
             yield
     finally:
         for p in trainable:
             p.requires_grad_(True)
-        for module, training in modes:
-            module.training = training
+        for module in awake:
+            module.training = True

@@ -14,8 +14,9 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.samplers.adapt import StepSize
 from ebmtraj.samplers.backends import BACKENDS, Backend, Energy
 from ebmtraj.samplers.checks import FirstFault, check_chain, check_scale
-from ebmtraj.samplers.kernel import History, Noise, begin, hamiltonian_step, target_of, within
+from ebmtraj.samplers.kernel import History, Noise, Proposal, State, begin, hamiltonian_step, target_of, within
 from ebmtraj.samplers.langevin import Info, frozen
+from ebmtraj.samplers.metropolis_block import Alike, compiled_steps
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _metropolis(
     faults: FirstFault | None,
 ) -> tuple[Tensor, Info] | None:
     """The chain itself; None where an energy was not a number and there are no `faults` to note where."""
-    start, scale, beta = x.detach(), check_scale(x, config.scale), 1 / config.temperature
+    start, beta = x.detach(), 1 / config.temperature
+    scale = 1.0 if config.scale is None else check_scale(x, config.scale)
     noise = Noise(start, mask, generator)
     with frozen(energy), torch.no_grad():
         target = target_of(energy, context, mask, config.backend)
@@ -188,28 +190,29 @@ def _metropolis(
         adapted = StepSize(size, config.target, start)
         history = History(config.record, config.keep, config.steps, start)
         accepted, worst = torch.zeros_like(state.energy), state.energy
-        for k in range(-config.warmup, config.steps):
+
+        def step(k: int, size: Tensor) -> tuple[State, Proposal]:
+            given = noise.momentum(), noise.log_uniform(), noise.sized(size, jitter)
+            out = hamiltonian_step(target, state, *given, leapfrog=leapfrog, beta=beta, scale=scale, support=within(project))
+            if faults is not None:
+                faults.see(out[1].fault, k)
+            return out
+
+        for k in range(-config.warmup, 0):
+            state, proposal = step(k, adapted.exploring)
+            worst = torch.maximum(worst, proposal.energy)  # to which not-a-number sticks
+            adapted.update(proposal.accept.mean())
+        done = 0
+        if config.backend == "compiled" and not config.record and faults is None:
+            alike = Alike(energy, context, mask, project, leapfrog, jitter, beta, scale)
+            state, done, accepted, highest = compiled_steps(alike, state, config.steps, noise, adapted.settled, history)
+            worst = torch.maximum(worst, highest)
+        for k in range(done, config.steps):
             before = state
-            state, proposal = hamiltonian_step(
-                target,
-                before,
-                noise.momentum(),
-                noise.log_uniform(),
-                (adapted.exploring if k < 0 else adapted.settled) * noise.jitter(jitter),
-                leapfrog=leapfrog,
-                beta=beta,
-                scale=scale,
-                support=within(project),
-            )
-            if faults is None:
-                worst = torch.maximum(worst, proposal.energy)  # to which not-a-number sticks
-            else:
-                faults.see(proposal.fault, k)
-            if k < 0:
-                adapted.update(proposal.accept.mean())
-            else:
-                accepted += proposal.is_accepted
-                history.add(k, before, state, proposal)
+            state, proposal = step(k, adapted.settled)
+            worst = torch.maximum(worst, proposal.energy)
+            accepted += proposal.is_accepted
+            history.add(k, before, state, proposal)
         if faults is not None:
             faults.check(energy, "energy")
         elif bool(worst.isnan().any()):  # once a chain; so run it again with the same noise and look at every step

@@ -21,12 +21,14 @@ from ebmtraj.trajectories.baselines.flow import FlowModel
 from ebmtraj.trajectories.baselines.gaussian import GaussianModel
 from ebmtraj.trajectories.baselines.mixture import MixtureModel
 from ebmtraj.trajectories.baselines.sequence import SequenceModel
+from ebmtraj.trajectories.improved import ImprovedPairModel
 from ebmtraj.trajectories.model import TransitionModel
 from ebmtraj.trajectories.transition import PairModel, TiltedModel
 
 MODELS: dict[str, type[TransitionModel]] = {
     "dsm": TiltedModel,
     "cd": PairModel,
+    "icd": ImprovedPairModel,
     "fc": FeedForwardModel,
     "gaussian": GaussianModel,
     "ensemble": EnsembleModel,
@@ -37,7 +39,7 @@ MODELS: dict[str, type[TransitionModel]] = {
     "gru": SequenceModel,
 }
 MARGINALS = "normaliser.marginals."
-ENERGIES = ("dsm", "cd")  # the transition energies among them, by their objective
+ENERGIES = ("dsm", "cd", "icd")  # the transition energies among them, by their objective
 
 
 def model_class(name: str) -> type[TransitionModel]:

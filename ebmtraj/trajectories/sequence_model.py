@@ -22,7 +22,7 @@ from ebmtraj.trajectories.sequence_coordinates import bounds_of
 
 # Planning asks for many evaluations rather than for the last digit of sample quality: a narrower network than `train
 # transition` has.
-DEFAULTS: dict[str, dict[str, Any]] = {"dsm": {"width": 128}, "cd": {}}
+DEFAULTS: dict[str, dict[str, Any]] = {"dsm": {"width": 128}, "cd": {}, "icd": {}}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class InverseConfig:
 class SequenceNetwork:
     """A transition energy and an inverse model, trained one after the other."""
 
-    objective: str = "dsm"  # of the transition energy: dsm or cd
+    objective: str = "dsm"  # of the transition energy: dsm, cd or icd
     transition: dict[str, Any] = field(default_factory=dict)  # its settings, as `network` of `train transition`
     inverse: InverseConfig = field(default_factory=InverseConfig)
     inverse_share: float = 0.35  # of the training steps
