@@ -259,7 +259,7 @@ def test_train_ood_and_calibrate_through_the_command_line(
 ) -> None:
     monkeypatch.setenv("EBMTRAJ_DATA", str(digits))
     run = tmp_path / "jem"
-    quick = ["--set", "training.steps=250", "--set", "network.width=128", "--set", "training.batch=64"]
+    quick = ["--set", "training.steps=250", "--set", "network.width=64", "--set", "training.batch=64"]
     code, out, _ = call(capfd, "train", "jem", "--data", "digits", "--run", run, *quick, "--json")
     assert code == 0
     assert json.loads(out)["model"] == "jem"
@@ -276,7 +276,7 @@ def test_train_ood_and_calibrate_through_the_command_line(
     code, out, _ = call(capfd, "calibrate", run, "--json", "--figure", tmp_path / "reliability.png")
     assert code == 0
     found = json.loads(out)
-    assert found["accuracy"] > 0.85
+    assert found["accuracy"] > 0.8
     assert found["ece_scaled"] < 0.1
     assert found["images"] == 360
     model, header = load_image_model(run)

@@ -45,7 +45,7 @@ class JointConfig:
     label_seed: int = 0  # which ones
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=LADDER))
-    guidance: float = 2.5  # samples of a class are of p(x) p(y | x)^guidance; 1: of p(x | y) as it was learnt
+    guidance: float = 2.2  # samples of a class are of p(x) p(y | x)^guidance; 1: of p(x | y) as it was learnt
     validation_draws: int = 16  # noise levels for each validation image
 
     def __post_init__(self) -> None:
@@ -84,6 +84,8 @@ class Classifier(ImageModel):
     known: Tensor  # by an image's number in the store, whether its label may be seen
 
     def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: Any) -> None:
+        if not classes:
+            raise EbmtrajError(f"model {self.name}: these images have no labels; learn p(x) alone: ebmtraj train image")
         super().__init__(shape, classes, conditional=True, config=config)  # p(x | y) is always there
         self.register_buffer("known", torch.zeros(0, dtype=torch.bool), persistent=False)
 

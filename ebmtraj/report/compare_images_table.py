@@ -38,8 +38,9 @@ class Section(NamedTuple):
 
 
 def _auroc(score: str) -> tuple[Column, ...]:
-    kinds = ("noise", "inverted", "rotated", "shuffled", "constant", "letters", "interpolated")
-    return tuple(Column(f"foreign.{score}.{kind}", kind, 1) for kind in kinds)
+    kinds = ("noise", "inverted", "rotated", "shuffled", "constant", "letters", "interpolated", "interpolated_classes")
+    titles = {"interpolated_classes": "of two classes"}
+    return tuple(Column(f"foreign.{score}.{kind}", titles.get(kind, kind), 1) for kind in kinds)
 
 
 _QUALITY = (
@@ -139,7 +140,12 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
         ),
         **{
             name: Section(f"AUROC of {says}", _auroc(name))
-            for name, says in {"log_p": "log p(x)", "max_p": "max p(y|x)", "grad_norm": "-|grad log p(x)|"}.items()
+            for name, says in {
+                "log_p": "log p(x)",
+                "log_ratio": "log p(x) at a noise level less twice that at twice the level",
+                "max_p": "max p(y|x)",
+                "grad_norm": "-|grad log p(x)|",
+            }.items()
         },
     },
 }
