@@ -133,21 +133,20 @@ def test_factored_energy_leaves_classes_out_of_the_density() -> None:
     )
 
 
-def test_density_falls_where_there_are_no_data() -> None:
-    """The tilt can't undo the base in directions without spread, whatever its weights."""
-    energy = joint_energy("gaussian", output=2.0)
-    flat, _ = events()
-    flat[..., 0] = 0.0  # a column that is always empty, as the margins of digits are
-    assert isinstance(energy.base, MixtureBase)
-    energy.base.fit(flat, None, 0.01)
-    energy.frame.fit(flat, 0.01)
-    x, _ = events(30, seed=4)
-    x[..., 0] = 0.0
-    off = x.clone()
-    off[..., 0] = 4.0
-    for level in (0.05, 0.3):
-        at = torch.tensor(level, dtype=torch.float64)
-        assert (energy(off, None, at) > energy(x, None, at)).all()
+def test_the_network_sees_each_direction_by_its_share_of_signal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.linspace(0, 2, 12, dtype=torch.float64).view(SHAPE)  # the first entry is always empty
+    x = 3 + spread * torch.randn(20_000, *SHAPE, generator=generator, dtype=torch.float64)
+    frame = Frame(SHAPE, True).double()
+    frame.fit(x, 0.01)
+    moved = torch.eye(12, dtype=torch.float64).view(12, *SHAPE)
+    for level in (0.1, 1.0):
+        at = torch.full((12,), level, dtype=torch.float64)
+        share = (spread**2 + 0.01).sqrt() / (spread**2 + 0.01 + level**2).sqrt()
+        seen = frame(3 + moved, at)
+        assert torch.allclose(seen, moved * share, atol=0.03)
+        assert torch.allclose(frame.turn(moved, at).flatten(1), frame.turn(moved, at).flatten(1).T, atol=1e-9)
+    assert torch.allclose(Frame(SHAPE, False)(moved, at), moved / 2**0.5)
 
 
 def test_guidance_sharpens_the_class() -> None:

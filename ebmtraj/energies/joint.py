@@ -6,8 +6,8 @@ Any network's logits define E(x, y) = -logits[y], and with it E(x) = -logsumexp 
 
 with a base b that is known at every level (see `image_base`), and e and f outputs of one network: E(x) is an exponential
 tilt of the base (paper 004), as the energies of `image` are. The network sees x as the base's own spread lets it be told
-from noise, u = A diag(v / (v + s^2))^(1/2) A' (x - m) with m, A and v the mean, axes and variances of all the data: in
-directions in which there are no data there is nothing to tilt, so that the energy grows there as the base's does.
+from noise, u = A diag(v / (v + s^2))^(1/2) A' (x - m) with m, A and v the mean, axes and variances of all the data: it
+hardly sees directions in which the data vary less than the noise, in which the energy grows as the base's does.
 """
 
 from __future__ import annotations
