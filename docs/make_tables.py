@@ -399,12 +399,12 @@ def sampler_table(results: dict[str, Any]) -> str:
             continue
         peers = "bound_ms" in found
         header = [f"{found['workload']} ({found['device']})", "ms a step"]
-        header += ["of the bound", "over TorchEBM", "over blackjax"] if peers else ["least", "most"]
+        header += ["of the bound", "TorchEBM's", "its best's", "blackjax's"] if peers else ["least", "most"]
         lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
         for row in found["rows"]:
             cells = [f"{row['ms_a_step']:.3g}"]
             if peers:
-                ratios = (row["over_torchebm"], row["over_blackjax"])
+                ratios = (row["over_torchebm_eager"], row["over_torchebm"], row["over_blackjax"])
                 cells += [f"{row['of_bound']:.2f}", *("-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios)]
             else:
                 cells += [f"{row['least']:.3g}", f"{row['most']:.3g}"]
@@ -437,8 +437,8 @@ def ess_table(results: dict[str, Any]) -> str:
         lines.append(f"| {chains:,} | " + " | ".join([*cells, ratio]) + " |")
     return (
         "\n".join(lines) + f"\n\nOf the worst of {results['dimensions']} dimensions, whose precisions span a factor of "
-        f"{results['stiff']:g}; one core, medians of {results['rounds']} rounds; made by `{results['command']}`, every number "
-        "in [ess.json](/docs/results/ess.json).\n"
+        f"{results['stiff']:g}; one core, medians of {results['rounds']} rounds; made by `{results['command']}`, every "
+        "number in [ess.json](/docs/results/ess.json).\n"
     )
 
 
@@ -458,16 +458,17 @@ def ais_table(results: dict[str, Any]) -> str:
 def icd_table(results: dict[str, Any]) -> str:
     """The KL term's effect at equal steps, as markdown."""
     lines = [
-        "| objective | Fréchet distance | of one-step changes | energy score | training, s |",
-        "| --- |" + " ---: |" * 4,
+        "| objective | Fréchet distance | of one-step changes | energy score |",
+        "| --- |" + " ---: |" * 3,
     ]
     for name in dict.fromkeys(row["objective"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["objective"] == name]
         cells = [" / ".join(number(row[key]) for row in rows) for key in ("frechet", "frechet_changes", "energy_score")]
-        cells.append(" / ".join(f"{row['training_seconds']:.0f}" for row in rows))
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    first, seeds = results["rows"][0], " / ".join(str(seed) for seed in results["seeds"])
     return (
-        "\n".join(lines) + f"\n\nSeeds {' / '.join(str(seed) for seed in results['seeds'])}, validation episodes; made by "
+        "\n".join(lines)
+        + f"\n\nSeeds {seeds}, {first['training_steps']} steps each, {first['starts']} validation episodes; made by "
         f"`{results['commands'][0]}` and its like, then `{results['commands'][1]}`, every number in "
         "[icd.json](/docs/results/icd.json).\n"
     )
