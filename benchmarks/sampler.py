@@ -140,7 +140,7 @@ def torchebm(energy: nn.Module, x: Tensor, setting: str) -> Callable[[], None]:
 
 
 def blackjax(energy: nn.Module, x: Tensor) -> Callable[[], None]:
-    """The same chain by blackjax, one compiled loop over all steps."""
+    """The same chain of an MLP by blackjax, one compiled loop over all steps."""
     import blackjax
     import jax
     from jax import numpy as jnp
@@ -152,15 +152,7 @@ def blackjax(energy: nn.Module, x: Tensor) -> Callable[[], None]:
             x = jax.nn.silu(x @ w.T + b)
         return x @ weights[-2].T + weights[-1]
 
-    def convolutions(x: Any) -> Any:
-        for k, (w, b) in enumerate(zip(weights[:-2:2], weights[1:-2:2], strict=True)):
-            stride = (1, 1) if k == 0 else (2, 2)
-            x = jax.lax.conv_general_dilated(x, w, stride, ((1, 1), (1, 1))) + b[None, :, None, None]
-            x = jax.nn.silu(x)
-        return x.sum((2, 3)) @ weights[-2].T + weights[-1]
-
-    value = mlp if x.dim() == 2 else convolutions
-    gradient = jax.grad(lambda x, batch: -value(x).sum())
+    gradient = jax.grad(lambda x, batch: -mlp(x).sum())
     sampler = blackjax.sgld(gradient)
 
     @jax.jit
@@ -190,7 +182,7 @@ def variants(work: Workload, device: torch.device) -> dict[str, Callable[[], Non
     with contextlib.suppress(ImportError):
         for setting in ("eager", "compiled", "bf16"):
             found[f"TorchEBM {setting}"] = torchebm(energy, x, setting)
-    if device.type == "cpu":
+    if device.type == "cpu" and x.dim() == 2:
         with contextlib.suppress(ImportError):
             found["blackjax"] = blackjax(energy, x)
     return found
@@ -220,11 +212,9 @@ def measure(name: str, work: Workload, device: torch.device, rounds: int) -> dic
     first = {}
     for key, run in runs.items():
         first[key] = seconds(run, device)
+    many = max(1, round(0.03 / min(seconds(run, device) for run in runs.values())))  # chains a turn, of 30 ms at least
     times: dict[str, list[float]] = {key: [] for key in runs}
     bounds = []
-    many = max(
-        1, round(0.03 / min(seconds(run, device) for run in runs.values()))
-    )  # chains a turn: a turn takes 30 ms or more
     for _ in range(rounds):
         for key, run in runs.items():
             times[key].append(statistics.median(1e3 * seconds(run, device) / STEPS for _ in range(many)))

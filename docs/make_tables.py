@@ -406,7 +406,7 @@ def sampler_table(results: dict[str, Any]) -> str:
             continue
         peers = "bound_ms" in found
         header = [f"{found['workload']} ({found['device']})", "ms a step"]
-        header += ["of the bound", "TorchEBM's", "its best's", "blackjax's"] if peers else ["least", "most"]
+        header += ["of the bound", "over TorchEBM", "over its fastest", "over blackjax"] if peers else ["least", "most"]
         lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
         for row in found["rows"]:
             cells = [f"{row['ms_a_step']:.3g}"]
@@ -419,7 +419,8 @@ def sampler_table(results: dict[str, Any]) -> str:
         if peers:
             best, bound = found["best_torchebm_fp32"], found["bound_ms"]
             lines.append(
-                f"\nBound {bound:.3g} ms; ratios to {best}, its fastest in fp32, medians of {found['rounds']} rounds."
+                f"\nBound {bound:.3g} ms. Ratios are of speed, to TorchEBM as it comes and to its fastest in fp32 ({best}); "
+                f"medians of {found['rounds']} rounds, at a load of {found['load']:.0f}."
             )
         parts.append("\n".join(lines) + "\n")
     versions = results["versions"]
