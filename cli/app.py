@@ -9,6 +9,7 @@ import typer
 
 from ebmtraj import __version__
 from ebmtraj.cli import (
+    attack,
     collect,
     compare,
     data,
@@ -18,6 +19,7 @@ from ebmtraj.cli import (
     joint,
     plan,
     policy,
+    restore,
     rollout,
     sample,
     train,
@@ -66,6 +68,10 @@ app.command("evaluate")(evaluate.evaluate_command)
 app.command("diagnose")(diagnose.diagnose_command)
 app.command("ood")(joint.ood_command)
 app.command("calibrate")(joint.calibrate_command)
+app.command("restore")(restore.restore_command)
+app.command("cross-class")(restore.cross_class_command)
+app.command("distal")(restore.distal_command)
+app.command("attack")(attack.attack_command)
 app.add_typer(compare.app, name="compare")
 
 

@@ -20,6 +20,9 @@ Samples = Annotated[int, typer.Option(help="Images drawn of each model.", min=20
 Stability = Annotated[int, typer.Option(help="Seeds of the default recipe that are trained in all, to see if one diverges.")]
 Runs = Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")]
 Pictures = Annotated[Path | None, typer.Option(help="Folder for pictures of samples.")]
+Attacked = Annotated[
+    int | None, typer.Option(help="Seeds whose classifiers are attacked, which takes longest. [default: all]", min=0)
+]
 DoneOnly = Annotated[bool, typer.Option("--done-only", help="Train nothing: report what a comparison has done so far.")]
 Workers = Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)]
 
@@ -61,6 +64,7 @@ def jem(
     seed: First = 0,
     split: Split = "test",
     samples: Samples = 1500,
+    attacked: Attacked = None,
     stability: Stability = 0,
     set_: Set = None,
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/compare/jem.json"),
@@ -78,7 +82,15 @@ def jem(
 
     Example: ebmtraj compare jem --data digits --seeds 1
     """
-    given = {"data": data, "models": models, "seeds": seeds, "seed": seed, "split": split, "samples": samples}
+    given = {
+        "data": data,
+        "models": models,
+        "seeds": seeds,
+        "seed": seed,
+        "split": split,
+        "samples": samples,
+        "attacked": attacked,
+    }
     _compare("jem", given, stability, set_, out, runs, pictures, workers, done_only, resume, overwrite, json_)
 
 
@@ -127,6 +139,7 @@ def _compare(
         runs=runs or out.with_suffix(""),
         split=given["split"],
         samples=given["samples"],
+        attacked=given.get("attacked"),
         stability=stability,
         changes=changes,
     )

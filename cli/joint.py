@@ -43,7 +43,7 @@ def ood_command(
     from ebmtraj.report.ood import OODConfig, measure_ood, ood_figure
 
     config = OODConfig(split=split, level=level, against=tuple(against or ()), limit=limit, seed=seed)
-    model, store = _loaded(run, data, device, threads, figure, overwrite)
+    model, store = loaded(run, data, device, threads, figure, overwrite)
     found = measure_ood(model, store, config)
     if figure is not None:
         ood_figure(found, figure)
@@ -75,7 +75,7 @@ def calibrate_command(
     """
     from ebmtraj.report.calibrate import calibration_figure, measure_calibration
 
-    model, store = _loaded(run, data, device, threads, figure, overwrite)
+    model, store = loaded(run, data, device, threads, figure, overwrite)
     found = measure_calibration(model, store, split=split, level=level)
     if figure is not None:
         calibration_figure(found, figure)
@@ -89,7 +89,8 @@ def calibrate_command(
     say(f"calibration error {r['ece']:.4f}; {r['ece_scaled']:.4f} at temperature {r['temperature']:.2f}")
 
 
-def _loaded(run: Path, data: str | None, device: str, threads: int, figure: Path | None, overwrite: bool) -> tuple[Any, Any]:
+def loaded(run: Path, data: str | None, device: str, threads: int, figure: Path | None, overwrite: bool) -> tuple[Any, Any]:
+    """An image model of a run and the store it is measured on; refuses a picture that exists."""
     from ebmtraj.config import read_toml
     from ebmtraj.datasets.images import open_images
     from ebmtraj.device import choose_device, use_threads

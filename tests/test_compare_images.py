@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from ebmtraj.datasets.images import ImageStore, open_images
 from ebmtraj.evaluation.image_features import Judge, JudgeConfig, train_judge
 from ebmtraj.images.model import ImageModel
-from ebmtraj.report import compare_images_run
+from ebmtraj.report import compare_images_run, measure_images
 from ebmtraj.report.compare_images import ROWS, ImageComparison, ImageJob
 from ebmtraj.report.compare_images_table import SECTIONS, markdown_images
 from ebmtraj.report.measure_images import Subject, draw, floor, generation, memory
@@ -83,6 +83,8 @@ def judge(digits: ImageStore) -> Judge:
 
 @pytest.fixture
 def quick_judge(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_images, "RESTORED", 3)
+    monkeypatch.setattr(measure_images, "ATTACKED", 4)
     for place in ("ebmtraj.report.compare_images_run.judge_of", "ebmtraj.evaluation.image_features.judge_of"):
         monkeypatch.setattr(place, lambda *args, **more: judge)
 
@@ -93,7 +95,7 @@ def test_a_comparison_is_made_resumed_and_tabled(
 ) -> None:
     out = tmp_path / "images.json"
     words = ["compare", "images", "--data", digits.path, "--models", "energy,class-gaussian,gaussian-class", "--seeds", 1]
-    words += ["--workers", 1, "--samples", 60, "--out", out, "--json", *TINY]
+    words += ["--workers", 1, "--samples", 60, "--out", out, "--json", *TINY, "--set", "energy.network.base=unit"]
     code, said, err = call(capfd, *words, "--pictures", tmp_path / "pictures")
     assert code == 0, err
     results = json.loads(said)
@@ -104,6 +106,8 @@ def test_a_comparison_is_made_resumed_and_tabled(
     assert gaussian["generation.frechet"]["median"] < energy["generation.frechet"]["median"]
     assert results["summary"]["gaussian-class"]["generation.agreement"]["median"] > 0.9
     assert results["stability"] == {"model": "energy", "seeds": 1, "diverged": 0, "rolled_back": 0}
+    assert energy["restoration.inpainting_mean"]["median"] < energy["restoration.inpainting_one"]["median"]
+    assert "| median filter |" in markdown_images(results, SECTIONS["images"]["restoration"])
     table = markdown_images(results, SECTIONS["images"]["samples"])
     assert "| ten class Gaussians | **" in table
     assert table.count("\n") == 5  # header, rule, two models and the floor
@@ -145,6 +149,8 @@ def test_jem_rows_are_measured_as_classifiers(digits: ImageStore, tmp_path: Path
     assert results["summary"]["class-gaussian"]["classes.accuracy"]["median"] > 0.9
     assert "classes.accuracy" not in results["summary"]["gaussian"]
     assert results["summary"]["gaussian"]["foreign.log_p.noise"]["median"] > 0.9
+    attacked = results["summary"]["class-gaussian"]
+    assert attacked["robustness.refine_0.lowest"]["median"] <= attacked["robustness.refine_0.pgd.0.2"]["median"]
     assert "ten class Gaussians" in markdown_images(results, SECTIONS["jem"]["log_p"])
 
 

@@ -21,6 +21,8 @@ class FieldConfig(NoiseConditionalConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.network not in ("auto", "mlp"):
+            raise EbmtrajError(f"network.network = {self.network!r}: model field has dense layers; drop that setting")
         if self.sampler.backend == "autograd" or self.sampler.record:
             raise EbmtrajError("network.sampler: model field has no energy to differentiate or record; drop that setting")
 

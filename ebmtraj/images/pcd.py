@@ -24,7 +24,12 @@ from ebmtraj.training.trainable import Stage
 
 @dataclass(frozen=True)
 class PCDConfig:
-    """Settings of paper 000's objective; steps and noise are in unit coordinates."""
+    """Contrastive divergence as in paper 000; steps and noise are in unit coordinates.
+
+    The defaults stay stable on small images. The paper's own setting is `network=resnet spectral=true alpha=1 data_noise=0
+    buffer=10000 beta1=0 snapshots=10 sampler.steps=60 sampler.step_size=10 sampler.noise=0.005`, each with `--set network.`
+    before it.
+    """
 
     network: Network = "auto"  # auto: conv for small images, else the residual network
     width: int = 512  # of dense layers

@@ -1,8 +1,8 @@
 """Restoration of damaged images: the model's energy plus a data term, sampled down the noise ladder.
 
 At level s the sum is E(x, s) + d(D(x, s), s): d says how badly a clean image explains what was observed, and is asked of
-the model's own estimate of it, D(x, s) = x - s^2 grad E (Tweedie), which is uncertain by r^2 = s^2 / (1 + s^2) for images of unit
-spread (Song et al. 2023, pseudoinverse-guided diffusion). It goes through the sampler that everything else goes through.
+the model's own estimate of it, D(x, s) = x - s^2 grad E (Tweedie), which is uncertain by r^2 = s^2 / (1 + s^2) for images
+of unit spread (Song et al. 2023, pseudoinverse-guided diffusion). It goes through the same sampler as everything else.
 """
 
 from __future__ import annotations

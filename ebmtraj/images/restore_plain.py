@@ -35,8 +35,8 @@ def gaussian_given(damaged: Damaged, train: Tensor, variance: float = 1e-3) -> T
     """Expected images `(B, C, H, W)` of a Gaussian fitted to the training ones `(N, C, H, W)`, given what was observed.
 
     For hidden rows or small images y = A x: E[x | y] = m + C A' (A C A' + v)^-1 (y - A m). For salt and pepper, the same
-    with the damage's own mean and covariance (the linear estimate of least squared error). Raises `EbmtrajError` for images too
-    large for a full covariance.
+    with the damage's own mean and covariance (the linear estimate of least squared error). Raises `EbmtrajError` for images
+    too large for a full covariance.
     """
     shape, size = damaged.pixels.shape[1:], damaged.pixels[0].numel()
     if size > MOST_ENTRIES:

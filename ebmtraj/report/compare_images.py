@@ -53,6 +53,12 @@ IMAGES: Mapping[str, ImageRow] = {
 JEM: Mapping[str, ImageRow] = {
     "jem": ImageRow("jem", "joint energy, score matching", conditional=True),
     "jem-factored": ImageRow("jem", "the same, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",)),
+    "jem-robust": ImageRow(
+        "jem",
+        "the same, told labels in the worst case within .2",
+        conditional=True,
+        set=("network.adversary=0.2", "training.steps=1500", "training.batch=256"),
+    ),
     "jem-cd": ImageRow("jem-cd", "joint energy, contrastive divergence (paper 001)", conditional=True),
     "classifier": ImageRow("classifier", "plain classifier of the same net", conditional=True),
     "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",)),
@@ -78,6 +84,7 @@ class ImageComparison:
     runs: Path  # where the jobs' folders lie
     split: str = "test"
     samples: int = 1500
+    attacked: int | None = None  # seeds whose classifiers are attacked, which takes longest; None: all
     stability: int = 0  # seeds of the default recipe that are trained in all
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # settings by row; "all": of all rows
 

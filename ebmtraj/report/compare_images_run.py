@@ -56,7 +56,10 @@ def missing(job: ImageJob) -> list[str]:
 
 
 def _measures(job: ImageJob) -> list[str]:
-    return ["samples", *MEASURES[job.comparison.kind]] if job.measured else []
+    c = job.comparison
+    attacked = c.attacked is None or job.seed - c.seeds[0] < c.attacked
+    names = [name for name in MEASURES[c.kind] if attacked or name != "robustness"]
+    return ["samples", *names] if job.measured else []
 
 
 def work(job: ImageJob) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def work(job: ImageJob) -> dict[str, Any]:
             if "training" in wanted:
                 outcome["facts"]["training"] = _train(job)
             outcome["facts"] |= _measure(job, [name for name in wanted if name != "training"])
-            outcome["done"] = _measures(job)
+            outcome["done"] = list(dict.fromkeys((*outcome["done"], *_measures(job))))
     except DivergedError as error:
         outcome |= {"diverged": str(error), "facts": {}}
     write_json(job.path / OUTCOME, finite(outcome))  # last, as it says that all else is there

@@ -52,7 +52,7 @@ _COST = (Column("training.core_seconds", "core s", 0), Column("training.steps", 
 _MEMORY = (
     Column("memory.nearest_samples", "nearest", 0),
     Column("memory.copying", "copying", 0),
-    Column("memory.membership", "membership", 0),
+    Column("density.membership", "membership", 0),
 )
 SECTIONS: Mapping[str, Mapping[str, Section]] = {
     "images": {
@@ -121,6 +121,21 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 Column("generation.agreement", "agreement", 1, percent=True),
                 Column("generation.spread", "spread", 1, percent=True),
                 *_MEMORY[1:],
+            ),
+        ),
+        "robustness": Section(
+            "accuracy under attack, L-inf",
+            tuple(
+                Column(f"robustness.refine_{steps}.{key}", f"{says}, {steps} steps", 1, percent=True)
+                for steps in (0, 10)
+                for key, says in {
+                    "clean": "clean",
+                    "pgd.0.1": "PGD .1",
+                    "pgd.0.2": "PGD .2",
+                    "square": "square .2",
+                    "transfer": "transfer .2",
+                    "lowest": "lowest",
+                }.items()
             ),
         ),
         **{

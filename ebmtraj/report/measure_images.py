@@ -27,12 +27,16 @@ from ebmtraj.evaluation.image_scores import (
 )
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.restore import noise_conditional
+from ebmtraj.images.robustness import AttackConfig
 from ebmtraj.report.calibrate import measure_calibration
 from ebmtraj.report.ood import OODConfig, measure_ood, reading_level
 from ebmtraj.report.restore import measure_restoration
+from ebmtraj.report.robustness import RobustnessConfig, measure_robustness
 
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
+RESTORED = 120  # images that are restored, 16 times each
+ATTACKED = 60  # images that are attacked
 FLOORS = 4  # draws of training images against held-out ones
 
 
@@ -114,12 +118,16 @@ def _held_out_distances(features: FloatArray, held_out: FloatArray, seed: int) -
 
 
 def memory(subject: Subject, pixels: Array) -> dict[str, float]:
-    """Whether samples are copies, and whether the density tells training images from held-out ones."""
-    found = memory_scores(pixels, subject.train.pixels, subject.held_out.pixels)
-    if has_density(subject.model):
-        own, others = (log_p(subject.model, images.pixels) for images in (subject.train, subject.held_out))
-        found["membership"] = membership(own, others)
-    return found
+    """Whether samples are copies of training images."""
+    return memory_scores(pixels, subject.train.pixels, subject.held_out.pixels)
+
+
+def density(subject: Subject) -> dict[str, float]:
+    """Whether the density tells training images from held-out ones."""
+    if not has_density(subject.model):
+        return {}
+    own, others = (log_p(subject.model, images.pixels) for images in (subject.train, subject.held_out))
+    return {"membership": membership(own, others)}
 
 
 def has_density(model: ImageModel) -> bool:
@@ -162,9 +170,10 @@ def restoration(subject: Subject) -> dict[str, float]:
         return {}
     found: dict[str, float] = {}
     for task, name in (("salt-and-pepper", "salt_and_pepper"), ("inpaint", "inpainting")):
-        errors = measure_restoration(subject.model, subject.store, task, split=subject.split, seed=subject.seed).results[
-            "mse"
-        ]
+        restored = measure_restoration(
+            subject.model, subject.store, task, split=subject.split, limit=RESTORED, seed=subject.seed
+        )
+        errors = restored.results["mse"]
         found |= {f"{name}_{suffix}": errors[key] for key, suffix in _ERRORS.items() if key in errors}
         found |= {plain: errors[key] for key, plain in _PLAIN.items() if key in errors}
         for key, value in errors.items():
@@ -175,6 +184,29 @@ def restoration(subject: Subject) -> dict[str, float]:
 
 _ERRORS = {"energy, one sample": "one", "energy, mean of 16": "mean", "Gaussian given the rest": "gaussian"}
 _PLAIN = {"median filter": "median_filter", "mean fill": "mean_fill"}
+
+
+def robustness(subject: Subject) -> dict[str, Any]:
+    """Accuracy under attacks within L-inf distances, through 0 and 10 refinement steps where the model can refine.
+
+    By gradients through all steps over draws of noise, by queries alone, and by images that fool the model without its
+    refinement; `lowest` counts an image as lost where any of them found one that is misread.
+    """
+    if not subject.model.classifies:
+        return {}
+    refine = (0, 10) if noise_conditional(subject.model) else (0,)
+    config = RobustnessConfig(
+        attack=AttackConfig(steps=20, draws=4),
+        eps=(0.1, 0.2),
+        refine=refine,
+        attacks=("pgd", "square", "transfer"),
+        queries=300,
+        split=subject.split,
+        limit=ATTACKED,
+        seed=subject.seed,
+    )
+    found: dict[str, Any] = measure_robustness(subject.model, subject.store, config)["refine"]
+    return {f"refine_{steps}": result for steps, result in found.items()}
 
 
 def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[str, Any]:
@@ -190,6 +222,6 @@ def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[st
 
 
 MEASURES: Mapping[str, Mapping[str, Callable[[Subject], Mapping[str, Any]]]] = {  # by table, beside samples and memory
-    "images": {"foreign": foreign, "restoration": restoration},
-    "jem": {"classes": classes, "foreign": foreign, "marginal": marginal},
+    "images": {"density": density, "foreign": foreign, "restoration": restoration},
+    "jem": {"classes": classes, "density": density, "foreign": foreign, "marginal": marginal, "robustness": robustness},
 }
