@@ -145,7 +145,7 @@ def test_a_step_and_a_chain_at_every_size(name: str, shape: tuple[int, int, int]
     loss.backward()
     optimiser.step()
     changed = [bool((p != old).any()) for p, old in zip(stage.module.parameters(), before, strict=True)]
-    assert sum(changed) > 0.8 * len(changed)
+    assert all(changed)
     pixels = model.eval().sample(2, noise(), torch.tensor([1, 0]))
     assert pixels.shape == (2, *shape)
     assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1

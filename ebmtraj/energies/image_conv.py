@@ -32,6 +32,7 @@ class NetworkTilt(Tilt):
         super().__init__()
         self.net = net
         nn.init.normal_(cast(Tensor, self.net.output.weight), std=1e-2)
+        self.net.output.register_parameter("bias", None)  # of which no gradient in u knows
 
     def forward(self, u: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
         """e `(B,)`."""

@@ -83,7 +83,7 @@ class NoiseConditionalModel(ImageModel):
         "ema": 0.995,
         "check_every": 100,
     }
-    conditional_defaults: ClassVar[dict[str, Any]] = {"guidance": 0.1}
+    conditional_defaults: ClassVar[dict[str, Any]] = {"guidance": 0.15}
 
     def __init__(
         self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: NoiseConditionalConfig

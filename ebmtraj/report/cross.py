@@ -61,9 +61,7 @@ def measure_cross_class(
     states: list[Tensor] = [starts]
     ends = cross_class(model, starts, toward, generator(seed, device), config, watch=lambda x: states.append(x.clone()))
     real = [data.pixels[data.label == k] for k in toward.tolist()]
-    apart = [
-        float((each.mean(0) - start).square().mean() + each.var(0).mean()) for each, start in zip(real, starts, strict=True)
-    ]
+    apart = [float((each - start).square().mean()) for each, start in zip(real, starts, strict=True)]
     results: dict[str, Any] = {
         "from": model.classes[first],
         "toward": [model.classes[k] for k in others],
