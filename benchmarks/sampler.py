@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core for all
@@ -22,14 +21,12 @@ import importlib.metadata
 import importlib.util
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -245,7 +242,15 @@ def measure(name: str, work: Workload, device: torch.device, rounds: int) -> dic
         row["over_blackjax"] = medians["blackjax"] / value if "blackjax" in medians else None
         rows.append(row)
         print(json.dumps(row), flush=True)
-    return {"workload": name, "device": title(device), "bound_ms": bound, "best_torchebm_fp32": best, "rows": rows}
+    return {
+        "workload": name,
+        "device": title(device),
+        "bound_ms": bound,
+        "best_torchebm_fp32": best,
+        "rounds": rounds,
+        "load": os.getloadavg()[0],
+        "rows": rows,
+    }
 
 
 HEUN = Ladder(levels=11, sigma_max=5.0, sigma_min=0.02)
@@ -309,8 +314,11 @@ def main() -> None:
             results.append(rollout_steps(device, given.rounds))
     if given.out:
         peers = {name: importlib.metadata.version(name) for name in PEERS if importlib.util.find_spec(name)}
-        facts = {"command": "python benchmarks/sampler.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        facts |= {"versions": {**versions(), **peers, "numpy": np.__version__}, "steps": STEPS, "rounds": given.rounds}
+        before = json.loads(given.out.read_text())["results"] if given.only and given.out.exists() else []
+        done = {result["workload"] for result in results}
+        results = [result for result in before if result["workload"] not in done] + results  # with --only, the others stay
+        facts = {"command": "python benchmarks/sampler.py --out docs/results/sampler.json", "machine": machine()}
+        facts |= {"versions": {**versions(), **peers}, "steps": STEPS}
         write_json(given.out, {**facts, "results": results})
 
 

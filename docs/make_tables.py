@@ -30,7 +30,7 @@ from ebmtraj.report.tables import HEADERS, markdown_table, number
 from ebmtraj.trajectories.costs import TERMS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/transitions.md", "docs/plans.md", "docs/images.md")
+PAGES = ("README.md", "docs/transitions.md", "docs/plans.md", "docs/images.md", "docs/sampler.md")
 ROBOTS = ("reacher", "halfcheetah", "ant")
 PICTURES = {"frechet.png": "frechet.png", "strip.png": "figures/unconditional/strip.png"}
 PICTURES["rollouts.gif"] = "figures/unconditional/rollouts.gif"
@@ -397,6 +397,90 @@ def images_table(results: dict[str, Any], kind: str, section: str) -> str:
     return f"{table}\n{markdown_note(results, kind)}" if section == next(iter(SECTIONS[kind])) else table
 
 
+def sampler_table(results: dict[str, Any]) -> str:
+    """What a Langevin step costs by each backend and peer, a table a workload, as markdown."""
+    parts = []
+    for found in results["results"]:
+        if isinstance(found["rows"], str):
+            parts.append(f"{found['workload']} on a {found['device']}: {found['rows']}.\n")
+            continue
+        peers = "bound_ms" in found
+        header = [f"{found['workload']} ({found['device']})", "ms a step"]
+        header += ["of the bound", "TorchEBM's", "its best's", "blackjax's"] if peers else ["least", "most"]
+        lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+        for row in found["rows"]:
+            cells = [f"{row['ms_a_step']:.3g}"]
+            if peers:
+                ratios = (row["over_torchebm_eager"], row["over_torchebm"], row["over_blackjax"])
+                cells += [f"{row['of_bound']:.2f}", *("-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios)]
+            else:
+                cells += [f"{row['least']:.3g}", f"{row['most']:.3g}"]
+            lines.append("| " + " | ".join([f"`{row['variant'].removeprefix('ebmtraj ')}`", *cells]) + " |")
+        if peers:
+            best, bound = found["best_torchebm_fp32"], found["bound_ms"]
+            lines.append(
+                f"\nBound {bound:.3g} ms; ratios to {best}, its fastest in fp32, medians of {found['rounds']} rounds."
+            )
+        parts.append("\n".join(lines) + "\n")
+    versions = results["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchebm", "blackjax", "jax") if name in versions)
+    return (
+        "\n".join(parts)
+        + f"\n{results['steps']} steps a chain, one thread of one core that other work shared, all variants in "
+        f"turn in one process; {named}; made by `{results['command']}`, every number in "
+        "[sampler.json](/docs/results/sampler.json).\n"
+    )
+
+
+def ess_table(results: dict[str, Any]) -> str:
+    """Effective samples a second of MALA beside blackjax's, as markdown."""
+    samplers = list(dict.fromkeys(row["sampler"] for row in results["rows"]))
+    lines = ["| chains | " + " | ".join(samplers) + " | best / blackjax |", "| ---: |" + " ---: |" * (len(samplers) + 1)]
+    for chains in dict.fromkeys(row["chains"] for row in results["rows"]):
+        rates = {row["sampler"]: row["ess_a_second"] for row in results["rows"] if row["chains"] == chains}
+        own = max(rate for name, rate in rates.items() if name != "blackjax")
+        ratio = f"{own / rates['blackjax']:.2f}" if "blackjax" in rates else "-"
+        cells = [f"{rates[name]:,.0f}" for name in samplers]
+        lines.append(f"| {chains:,} | " + " | ".join([*cells, ratio]) + " |")
+    return (
+        "\n".join(lines) + f"\n\nOf the worst of {results['dimensions']} dimensions, whose precisions span a factor of "
+        f"{results['stiff']:g}; one core, medians of {results['rounds']} rounds; made by `{results['command']}`, every "
+        "number in [ess.json](/docs/results/ess.json).\n"
+    )
+
+
+def ais_table(results: dict[str, Any]) -> str:
+    """Errors of annealed importance sampling, as markdown."""
+    seeds = len({row["seed"] for row in results["rows"]})
+    lines = ["| energy | greatest error, nats | greatest gap of the bounds | seconds |", "| --- | ---: | ---: | ---: |"]
+    for name, found in results["summary"].items():
+        lines.append(f"| {name} | {found['worst_error']:.3f} | {found['worst_gap']:.3f} | {found['seconds']:.1f} |")
+    return (
+        "\n".join(lines)
+        + f"\n\n{results['temperatures']:,} temperatures, {results['particles']:,} particles, {seeds} seeds, one "
+        f"core; made by `{results['command']}`, every number in [ais.json](/docs/results/ais.json).\n"
+    )
+
+
+def icd_table(results: dict[str, Any]) -> str:
+    """The KL term's effect at equal steps, as markdown."""
+    lines = [
+        "| objective | Fréchet distance | of one-step changes | energy score |",
+        "| --- |" + " ---: |" * 3,
+    ]
+    for name in dict.fromkeys(row["objective"] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["objective"] == name]
+        cells = [" / ".join(number(row[key]) for row in rows) for key in ("frechet", "frechet_changes", "energy_score")]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    first, seeds = results["rows"][0], " / ".join(str(seed) for seed in results["seeds"])
+    return (
+        "\n".join(lines)
+        + f"\n\nSeeds {seeds}, {first['training_steps']} steps each, {first['starts']} validation episodes; made by "
+        f"`{results['commands'][0]}` and its like, then `{results['commands'][1]}`, every number in "
+        "[icd.json](/docs/results/icd.json).\n"
+    )
+
+
 TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
     "demo": ("demo", demo_table),
     "cd": ("cd", cd_table),
@@ -420,6 +504,10 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
         for kind in SECTIONS
         for section in SECTIONS[kind]
     },
+    "sampler": ("sampler", sampler_table),
+    "ess": ("ess", ess_table),
+    "ais": ("ais", ais_table),
+    "icd": ("icd", icd_table),
 }
 
 

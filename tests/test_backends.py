@@ -154,6 +154,19 @@ def test_compiled_steps_accept_the_same_proposals(kind: str, name: str) -> None:
     assert 0.1 < float(runs[0][2].mean()) < 0.99
 
 
+def test_convolutions_lie_as_before_when_a_chain_is_over() -> None:
+    energy, laid = images(), []
+
+    def project(x: Tensor) -> Tensor:
+        laid.append([p.stride() for p in (energy.first.weight, energy.second.weight)])
+        return x
+
+    before = {name: (p.data_ptr(), p.stride()) for name, p in energy.named_parameters()}
+    langevin(energy, PICTURES, LangevinConfig(steps=2), project=project, generator=seeded())
+    assert laid[-1] == [(9, 1, 3, 1), (72, 1, 24, 8)]  # by channels, that of the single one too
+    assert {name: (p.data_ptr(), p.stride()) for name, p in energy.named_parameters()} == before
+
+
 def test_a_graph_needs_a_gpu() -> None:
     with pytest.raises(EbmtrajError, match="backend 'cuda_graph': the chain is on cpu and needs a CUDA device"):
         chain(tilted(), "langevin", "cuda_graph")

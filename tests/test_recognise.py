@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,22 @@ def test_a_plain_network_is_known_and_its_gradient_right(name: str, rows: int, m
     torch.testing.assert_close(value, expected_value, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient_of(energy)(x, None), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a valley", "tanh", "no bias"])
+def test_a_chain_moves_by_it(name: str) -> None:
+    config = LangevinConfig(steps=20, step_size=0.05)
+    for settings in ({}, {"clip": 0.5}, {"scale": (0.5, 1.0, 2.0, 1.0)}, {"noise": 0.1, "record": True}):
+        x, y = (
+            langevin(
+                PLAIN[name],
+                X,
+                dataclasses.replace(config, backend=backend, **settings),
+                generator=torch.Generator().manual_seed(0),
+            )[0]
+            for backend in ("analytic", "autograd")
+        )
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OTHER)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-BLOCK = 1 << 19  # bytes of a layer's units and their gradient in a block of rows: all layers' then stay in the cache
+BLOCK = 1 << 18  # bytes of a layer's units and their gradient in a block of rows: all layers' then stay in the cache
 aten = torch.ops.aten
 
 

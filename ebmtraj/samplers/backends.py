@@ -221,7 +221,7 @@ def _autograd_slope(energy: Energy, laid_out: bool) -> Gradient:
 
     def slope(x: Tensor, *conditions: Any) -> Tensor:
         if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.to(memory_format=torch.channels_last)
         with channels_last(energy):
             return both(x, *conditions)[1]
 
@@ -244,9 +244,12 @@ def channels_last(energy: Any) -> Iterator[None]:
     for module in energy.modules() if isinstance(energy, nn.Module) else ():
         if isinstance(module, _CONVOLUTIONS):
             for parameter in module.parameters():
-                if parameter.dim() == 4 and not parameter.is_contiguous(memory_format=torch.channels_last):
-                    moved.append((parameter, parameter.data))
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                if parameter.dim() == 4:
+                    # `to`, as `contiguous` leaves the strides of a single channel, by which the whole network then goes
+                    laid_out = parameter.data.to(memory_format=torch.channels_last)
+                    if laid_out.stride() != parameter.stride():
+                        moved.append((parameter, parameter.data))
+                        parameter.data = laid_out
     try:
         yield
     finally:

@@ -31,13 +31,14 @@ class Step(NamedTuple):
 
 def compiled_steps(step: Step, x: Tensor, steps: int, generator: torch.Generator) -> tuple[Tensor, int]:
     """As many whole blocks as fit in `steps`, each compiled; x `(B, *event)` and the steps that were taken."""
-    blocks = steps // STEPS
+    length = STEPS if x.dim() <= 2 else 1  # a step of images takes longer than its call, and to compile ten takes minutes
+    blocks = steps // length
     if blocks == 0:
         return x, 0
     plain, weights = parts(step.energy, x, step.context)
     key = ("langevin", x.shape, plain is not None, step.mask is None, step.project is None, step.clip)
     run = compiled(step.energy, langevin_block, key)
-    noise, seen = x.new_empty((STEPS, *x.shape)), torch.zeros_like(x)
+    noise, seen = x.new_empty((length, *x.shape)), torch.zeros_like(x)
     rows = noise.unbind(0)
     for _ in range(blocks):
         for row in rows:
@@ -59,7 +60,7 @@ def compiled_steps(step: Step, x: Tensor, steps: int, generator: torch.Generator
         )
     if step.watch is not None:
         step.watch(seen)
-    return x, blocks * STEPS
+    return x, blocks * length
 
 
 def graph_steps(step: Step, x: Tensor, steps: int, generator: torch.Generator) -> tuple[Tensor, int]:
