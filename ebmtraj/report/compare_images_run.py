@@ -115,7 +115,7 @@ def _measure(job: ImageJob, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _best_step(run: Path) -> int | None:
-    """The step whose weights were kept: the one of least validation loss."""
+    """The step of least validation loss."""
     rows = [row for row in Run(run).read_metrics() if row.get("validation") is not None]
     return min(rows, key=lambda row: row["validation"])["step"] if rows else None
 
