@@ -307,7 +307,8 @@ def main() -> None:
         before = json.loads(given.out.read_text())["results"] if given.only and given.out.exists() else []
         done = {result["workload"] for result in results}
         results = [result for result in before if result["workload"] not in done] + results  # with --only, the others stay
-        facts = {"command": "python benchmarks/sampler.py --out docs/results/sampler.json", "machine": machine()}
+        parts = ", a workload at a time with --only" if given.only else ""
+        facts = {"command": f"python benchmarks/sampler.py --out {given.out}{parts}", "machine": machine()}
         facts |= {"versions": {**versions(), **peers}, "steps": STEPS}
         write_json(given.out, {**facts, "results": results})
 
