@@ -61,6 +61,12 @@ def measured(path: Path, store: ImageStore, judge: Judge, seed: int, samples: in
     return found
 
 
+def _without_folders(words: list[str]) -> list[str]:
+    """The command's words without --runs and --out, which say nothing of the figures."""
+    folders = {i + k for i, word in enumerate(words) if word in ("--runs", "--out") for k in (0, 1)}
+    return [word for i, word in enumerate(words) if i not in folders]
+
+
 def main() -> None:
     """Run, print, and write with --out."""
     parser = argparse.ArgumentParser(description="An image energy on many seeds")
@@ -101,7 +107,7 @@ def main() -> None:
     print(json.dumps(summary))
     if options.out:
         result = {
-            "command": " ".join(["python", "benchmarks/image_seeds.py", *sys.argv[1:]]),
+            "command": " ".join(["python", "benchmarks/image_seeds.py", *_without_folders(sys.argv[1:])]),
             "protocol": f"{options.samples} samples against as many training images of {store.name}, features of the judge",
             "judge": judge_facts(judge, store),
             "machine": machine(),
