@@ -70,7 +70,7 @@ def cross_class_command(
     source: Annotated[str | None, typer.Option("--from", help="Class to start at. [default: the first]")] = None,
     target: Annotated[str | None, typer.Option("--toward", help="Class to go to. [default: each other in turn]")] = None,
     count: Annotated[int, typer.Option("-n", "--count", help="Images.", min=1)] = 32,
-    level: Annotated[float, typer.Option(help="Noise that the images are let go to, in unit coordinates.")] = 1.0,
+    level: Annotated[float, typer.Option(help="Noise that the images are let go to, in unit coordinates.")] = 2.0,
     judge: Annotated[Path | None, typer.Option(help="A run whose classifier says what the ends are.")] = None,
     data: ImageData = None,
     split: Split = "test",

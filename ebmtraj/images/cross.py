@@ -26,7 +26,7 @@ Watch = Callable[[Tensor], None]
 class CrossConfig:
     """How far an image is let go before it is sampled toward another class."""
 
-    level: float = 1.0  # noise added to the image, in unit coordinates: more keeps less of it
+    level: float = 2.0  # noise added to the image, in unit coordinates: more keeps less of it
     low: float = 0.02
     levels: int = 24
     steps: int = 2  # Langevin steps at each level
