@@ -79,6 +79,7 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
             conditional=True,
         ),
         "foreign": Section("AUROC of log p(x)", _auroc("log_p")),
+        "ratio": Section("AUROC of the ratio", _auroc("log_ratio")),
         "restoration": Section(
             "mean squared error",
             (
