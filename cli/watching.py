@@ -31,7 +31,7 @@ class WatchedJob(Protocol):
 
 def command_line() -> str:
     """What was asked for, without how far it had come and how it is printed."""
-    return shlex.join(["ebmtraj", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite", "--json"))])
+    return shlex.join(["ebmtraj", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite", "--json", "--done-only"))])
 
 
 @contextlib.contextmanager

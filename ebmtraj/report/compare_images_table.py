@@ -61,7 +61,7 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
             (
                 *_QUALITY,
                 Column("generation.least_share", "rarest class", 1, percent=True),
-                Column("generation.spread", "spread", 1, percent=True),
+                Column("generation.spread", "spread", 0, percent=True),
                 *_MEMORY,
                 *_COST,
             ),
@@ -72,7 +72,7 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
             (
                 *_QUALITY,
                 Column("generation.agreement", "agreement", 1, percent=True),
-                Column("generation.spread", "spread", 1, percent=True),
+                Column("generation.spread", "spread", 0, percent=True),
                 *_MEMORY,
                 *_COST,
             ),
@@ -120,7 +120,7 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 Column("marginal.least_share", "rarest class", 1, percent=True),
                 Column("generation.frechet", "of p(x|y)"),
                 Column("generation.agreement", "agreement", 1, percent=True),
-                Column("generation.spread", "spread", 1, percent=True),
+                Column("generation.spread", "spread", 0, percent=True),
                 *_MEMORY[1:],
             ),
         ),
