@@ -31,7 +31,8 @@ class WatchedJob(Protocol):
 
 def command_line() -> str:
     """What was asked for, without how far it had come and how it is printed."""
-    return shlex.join(["ebmtraj", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite", "--json"))])
+    left_out = ("--resume", "--overwrite", "--json", "--done-only")
+    return shlex.join(["ebmtraj", *(word for word in sys.argv[1:] if word not in left_out)])
 
 
 @contextlib.contextmanager

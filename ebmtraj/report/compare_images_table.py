@@ -61,7 +61,7 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
             (
                 *_QUALITY,
                 Column("generation.least_share", "rarest class", 1, percent=True),
-                Column("generation.spread", "spread", 1, percent=True),
+                Column("generation.spread", "spread", 0, percent=True),
                 *_MEMORY,
                 *_COST,
             ),
@@ -72,13 +72,14 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
             (
                 *_QUALITY,
                 Column("generation.agreement", "agreement", 1, percent=True),
-                Column("generation.spread", "spread", 1, percent=True),
+                Column("generation.spread", "spread", 0, percent=True),
                 *_MEMORY,
                 *_COST,
             ),
             conditional=True,
         ),
         "foreign": Section("AUROC of log p(x)", _auroc("log_p")),
+        "ratio": Section("AUROC of the ratio", _auroc("log_ratio")),
         "restoration": Section(
             "mean squared error",
             (
@@ -119,7 +120,7 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 Column("marginal.least_share", "rarest class", 1, percent=True),
                 Column("generation.frechet", "of p(x|y)"),
                 Column("generation.agreement", "agreement", 1, percent=True),
-                Column("generation.spread", "spread", 1, percent=True),
+                Column("generation.spread", "spread", 0, percent=True),
                 *_MEMORY[1:],
             ),
         ),
@@ -165,6 +166,8 @@ def table_of(results: Mapping[str, Any], section: Section) -> tuple[list[str], l
     for name in rows:
         said = summary[name]
         title = protocol["titles"][name] + (f" ({said['diverged']} of {said['seeds']} diverged)" if said["diverged"] else "")
+        if section.conditional is None and protocol["conditional"][name] and not protocol["conditional"][rows[0]]:
+            title += ", by class"
         if said["seeds"] < len(protocol["seeds"]) and said.get("training.steps", {}).get("median"):  # others need one seed
             title += f" ({said['seeds']} seed{'s' * (said['seeds'] > 1)})"
         lines.append([title, *(_cell(said.get(column.key), column, _best(summary, rows, column)) for column in columns)])
@@ -181,6 +184,7 @@ def table_of(results: Mapping[str, Any], section: Section) -> tuple[list[str], l
 def markdown_images(results: Mapping[str, Any], section: Section) -> str:
     """One table as markdown; ends with a newline."""
     header, lines = table_of(results, section)
+    header = [name.replace("|", "\\|") for name in header]
     out = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
     return "\n".join(out + ["| " + " | ".join(cells) + " |" for cells in lines]) + "\n"
 
