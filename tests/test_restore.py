@@ -46,7 +46,8 @@ def store() -> ImageStore:
 @pytest.fixture(scope="module")
 def gaussian(store: ImageStore) -> ImageModel:
     """A noise-conditional energy whose tilt is nothing, so that it is the Gaussian it is fitted to at every level."""
-    return fitted(make_image_model("dsm", store.shape, store.classes, network={"base": "gaussian", "width": 8}), store)
+    network = {"base": "gaussian", "width": 8, "floor": 0.05}
+    return fitted(make_image_model("dsm", store.shape, store.classes, network=network), store)
 
 
 @pytest.fixture(scope="module")

@@ -55,14 +55,14 @@ class LevelFeatures(nn.Module):
 
 
 @lru_cache(maxsize=256)  # a ladder asks for the same few levels in every chain
-def _features_at(frequencies: tuple[float, ...], level: float) -> Tensor:
-    phase = torch.tensor(level).log() * torch.tensor(frequencies)
+def _features_at(frequencies: tuple[float, ...], level: float, dtype: torch.dtype) -> Tensor:
+    phase = torch.tensor(level, dtype=dtype).log() * torch.tensor(frequencies, dtype=dtype)
     return torch.cat((phase.sin(), phase.cos()))
 
 
 def known_features(features: LevelFeatures, level: float) -> Tensor:
     """What `LevelFeatures` gives for one level on a CPU, `(2 * count,)`, looked up where it was asked for before."""
-    return _features_at(tuple(2.0 ** (i / 2 - 1.5) for i in range(features.size // 2)), level)
+    return _features_at(tuple(2.0 ** (i / 2 - 1.5) for i in range(features.size // 2)), level, features.frequencies.dtype)
 
 
 def silu_with_slope(x: Tensor) -> tuple[Tensor, Tensor]:
