@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ebmtraj.cli.common import Json, Overwrite, Resume, Set, print_json, say, stderr
 from ebmtraj.cli.watching import command_line, watched
+
+if TYPE_CHECKING:
+    from ebmtraj.report.compare_images import ImageJob
 
 Data = Annotated[str, typer.Option("--data", help="A source's name, such as digits, or an image store.")]
 Models = Annotated[str, typer.Option(help="all, or names of rows with commas between.")]
@@ -112,7 +115,7 @@ def _compare(
     from ebmtraj.datasets.images import open_images
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.evaluation.image_features import judge_of
-    from ebmtraj.report.compare_images import ROWS, ImageComparison, choose_image_rows, prepare_images
+    from ebmtraj.report.compare_images import ImageComparison, choose_image_rows, prepare_images
     from ebmtraj.report.compare_images_run import image_results, missing, run_image_jobs, shown
     from ebmtraj.report.compare_images_table import SECTIONS, rich_images, samples_picture
     from ebmtraj.runs import write_json
@@ -159,9 +162,7 @@ def _compare(
     took = round(time.perf_counter() - began, 1)
     output: dict[str, Any] = {"out": str(out), "runs": str(comparison.runs), "seconds": took}
     if pictures is not None:
-        strips = [
-            (ROWS[kind][j.name].title, drawn) for j in jobs if j.seed == given["seed"] and (drawn := shown(j)) is not None
-        ]
+        strips = [(_title(j), drawn) for j in jobs if j.seed == given["seed"] and (drawn := shown(j)) is not None]
         real = ("real images, held out", store.read(comparison.split).pixels)
         output["pictures"] = [str(samples_picture([real, *strips], pictures / f"{kind}.png"))]
     if json_:
@@ -186,3 +187,8 @@ def _line(label: str, outcome: dict[str, Any], count: str) -> str:
     if "classes" in facts:
         said.append(f"accuracy {facts['classes']['accuracy']:.1%}, ECE {facts['classes']['ece']:.3f}")
     return f"{count} {label}: " + ", ".join(said)
+
+
+def _title(job: ImageJob) -> str:
+    """What stands over its samples."""
+    return job.row.title + (", by class" if job.comparison.kind == "images" and job.row.conditional else "")
