@@ -463,25 +463,6 @@ def ais_table(results: dict[str, Any]) -> str:
     )
 
 
-def icd_table(results: dict[str, Any]) -> str:
-    """The KL term's effect at equal steps, as markdown."""
-    lines = [
-        "| objective | Fréchet distance | of one-step changes | energy score |",
-        "| --- |" + " ---: |" * 3,
-    ]
-    for name in dict.fromkeys(row["objective"] for row in results["rows"]):
-        rows = [row for row in results["rows"] if row["objective"] == name]
-        cells = [" / ".join(number(row[key]) for row in rows) for key in ("frechet", "frechet_changes", "energy_score")]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    first, seeds = results["rows"][0], " / ".join(str(seed) for seed in results["seeds"])
-    return (
-        "\n".join(lines)
-        + f"\n\nSeeds {seeds}, {first['training_steps']} steps each, {first['starts']} validation episodes; made by "
-        f"`{results['commands'][0]}` and its like, then `{results['commands'][1]}`, every number in "
-        "[icd.json](/docs/results/icd.json).\n"
-    )
-
-
 TABLES = {  # name of the table: the file of docs/results that it starts from, and what draws it
     "demo": ("demo", demo_table),
     "cd": ("cd", cd_table),
@@ -508,7 +489,6 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
     "sampler": ("sampler", sampler_table),
     "ess": ("ess", ess_table),
     "ais": ("ais", ais_table),
-    "icd": ("icd", icd_table),
 }
 
 

@@ -86,8 +86,8 @@ def test_a_gaussian_is_restored_to_what_it_expects_given_the_rest(
     def apart(a: Tensor, b: Tensor) -> float:
         return float((a - b).square().mean())
 
-    assert apart(found, exact) < 0.6 * apart(plain, exact)
-    assert apart(found, truth) < 0.9 * apart(plain, truth)
+    assert apart(found, exact) < 0.5 * apart(plain, exact)
+    assert apart(found, truth) < 0.9 * apart(plain, truth)  # inpainted exactly, it is 0.79 of it
 
 
 def test_salt_and_pepper_is_taken_off_better_than_by_a_median_filter(store: ImageStore, gaussian: ImageModel) -> None:
