@@ -37,7 +37,7 @@ class SequenceConfig:
     high: float = 2.0
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
 
     def __post_init__(self) -> None:
