@@ -1,4 +1,4 @@
-"""The tilt of a generator: p(z) exp(-E(G(z))), where E looks at the latent, a code, or the event itself (paper 004, eq. 6)."""
+"""The tilt of a generator: p(z) exp(-E(G(z))), where E looks at the latent, a code or the event (paper 004, eq. 6)."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def events_of(source: EventSource, split: str, recipe: Any, model: Any, device: 
     x, most = source.read(split), recipe.training.episodes if split == "train" else 0
     if len(x) < most:
         raise EbmtrajError(
-            f"training.episodes = {most}, but the training split of {source.name} has {len(x)} events; give at most that many"
+            f"training.episodes = {most}, but the training split of {source.name} has {len(x)} events; give fewer"
         )
     return Events((x[:most] if most else x).to(device))
 

@@ -76,7 +76,7 @@ def tilt_recipe(
     method: str | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> TiltRecipe:
-    """The recipe of a tilt of this run: defaults of the objective and the data, then the run's own, then `--set`, all checked.
+    """The recipe of a tilt of this run: defaults of the objective and the data, then `--set`, all checked.
 
     Raises `EbmtrajError` where the run is no generator's, or a setting is not known.
     """

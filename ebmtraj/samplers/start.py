@@ -63,8 +63,8 @@ def resample_tilt(
 ) -> tuple[Tensor, Tensor]:
     """Sample base(x | context) exp(-tilt(x | context)) by sampling-importance resampling from the base itself.
 
-    `draw` gives one draw of the base for each chain, `(B, *event)`, whose density need not be known: it cancels. It is called
-    `candidates` times; 1 leaves the base as it is. Returns and raises as `resample`.
+    `draw` gives one draw of the base for each chain, `(B, *event)`, whose density need not be known: it cancels. It is
+    called `candidates` times; 1 leaves the base as it is. Returns and raises as `resample`.
     """
     if candidates < 1:
         raise EbmtrajError(f"resample: candidates = {candidates}; it needs 1 at least")
