@@ -54,7 +54,10 @@ class Glow(Generator):
             channels, height, width = 4 * channels, height // 2, width // 2
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # normflows calls torch.lu, which has another name by now
-                blocks = [normflows.flows.GlowBlock(channels, config.channels) for _ in range(config.blocks)]
+                blocks = [
+                    normflows.flows.GlowBlock(channels, config.channels, scale_map="sigmoid_inv")  # sampling never divides
+                    for _ in range(config.blocks)
+                ]
             self.levels_of_flow.append(nn.ModuleList([normflows.flows.Squeeze(), *blocks]))
             deeper = height % 2 == 0 and width % 2 == 0 and max(height, width) > 4
             if deeper:

@@ -22,8 +22,8 @@ class Generator(Trainable):
     """p(z) and x = decode(z), for events `(B, *event)` in the data's own units and latents `(B, latent)`.
 
     A subclass sets `name`, `Config` and `latent`, and gives `stages`, `encode` and `decode`. Its prior is a unit Gaussian
-    unless it says otherwise. An energy that tilts it looks at `view(z)`, which real events have as `view_of(x)`: the latent itself,
-    unless real events can only be told from generated ones in a later layer.
+    unless it says otherwise. An energy that tilts it looks at `view(z)`, which real events have as `view_of(x)`: the
+    latent itself, unless real events are better told from generated ones in a later layer.
     """
 
     name: ClassVar[str]

@@ -54,8 +54,8 @@ class TiltConfig:
         if least < 1 or self.pool < 100 or not 0 < self.share < 1 or self.slower <= 0 or self.alpha < 0:
             raise EbmtrajError(
                 f"network: width = {self.width}, depth = {self.depth}, channels = {self.channels}, candidates = "
-                f"{self.candidates}, start = {self.start}, pool = {self.pool}, share = {self.share}, slower = "
-                f"{self.slower}, alpha = {self.alpha}; sizes must be above 0, pool 100 at least, 0 < share < 1, slower > 0 and alpha >= 0"
+                f"{self.candidates}, start = {self.start}, pool = {self.pool}, share = {self.share}, slower = {self.slower} "
+                f"and alpha = {self.alpha} must be above 0 (alpha 0 at least, pool 100, share below 1)"
             )
         if min(self.fourier, default=1.0) <= 0 or self.sampler.ladder is not None or self.chain.ladder is not None:
             raise EbmtrajError(f"network: fourier = {self.fourier} must be above 0, and chains go without a ladder")
