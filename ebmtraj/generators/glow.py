@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import normflows
 import torch
@@ -97,7 +97,7 @@ class Glow(Generator):
         for number in range(len(self.parts) - 1, -1, -1):
             if number < len(self.parts) - 1:
                 x = torch.cat((x, split[number].view(-1, *self.parts[number])), dim=1)
-            squeeze, *blocks = self.levels_of_flow[number]  # type: ignore[misc]
+            squeeze, *blocks = self._level(number)
             for block in blocks:
                 x = block(x)[0]
             x = squeeze(x)[0]
@@ -107,11 +107,14 @@ class Glow(Generator):
         """The image in unit coordinates."""
         return self.unit(self.smooth(x, generator))
 
+    def _level(self, number: int) -> list[Any]:
+        return list(cast(nn.ModuleList, self.levels_of_flow[number]))
+
     def _to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latent `(B, D)` and log determinant `(B,)`."""
         found, log_det = [], torch.zeros(len(x), device=x.device)
         for number, part in enumerate(self.parts):
-            squeeze, *blocks = self.levels_of_flow[number]  # type: ignore[misc]
+            squeeze, *blocks = self._level(number)
             x = squeeze.inverse(x)[0]
             for block in reversed(blocks):
                 x, gained = block.inverse(x)

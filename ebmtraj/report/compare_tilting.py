@@ -110,7 +110,7 @@ class TiltJob:
             raise EbmtrajError(f"row {self.name}: {error}") from None
         return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=self.seed))
 
-    def tilt_changes(self) -> list[str]:
+    def tilt_changes(self) -> tuple[str, ...]:
         """Settings of its tilts, as `--set` has them."""
         return leaves(self.comparison.changes.get(self.name, {}).get("tilt", {}))
 
@@ -147,8 +147,8 @@ def prepare_tilting(
 ) -> list[TiltJob]:
     """Check all that can be checked before any work, make the folder of runs, and list the jobs, a seed at a time.
 
-    Raises `EbmtrajError` where a row's settings are wrong, the folder holds something else, or a resumed comparison was begun
-    under other settings.
+    Raises `EbmtrajError` where a row's settings are wrong, the folder holds something else, or a resumed comparison was
+    begun under other settings.
     """
     c = comparison
     if c.split not in SPLITS[1:]:

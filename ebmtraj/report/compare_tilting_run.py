@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def _generator(job: TiltJob) -> dict[str, Any]:
     for objective in job.row.objectives:
         path = job.path / f"tilt-{objective}"
         settings = tilt_recipe(run, [f"training.seed={job.seed}", *job.tilt_changes()], objective=objective)
-        result, seconds = _timed(lambda settings=settings, path=path: train_tilt(settings, path, device="cpu", resume=True))
+        result, seconds = _timed(partial(train_tilt, settings, path, device="cpu", resume=True))
         tilt, _ = load_tilt(path, base)
         found[objective] = _measured(job, tilt, seconds, result[0].steps)
         for name in ("frechet", "frechet_test"):
