@@ -32,7 +32,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ratio": {"training": {"steps": 1000, "batch": 256, "check_every": 50, "warmup": 50, "ema": 0.99}},
     "likelihood": {
         "network": {"alpha": 0.1},
-        "training": {"steps": 200, "batch": 128, "check_every": 20, "warmup": 0, "learning_rate": 1e-4, "ema": 0.9},
+        "training": {"steps": 200, "batch": 128, "check_every": 20, "warmup": 0, "ema": 0.9},
     },
     "both": {
         "network": {"share": 0.9, "candidates": 16, "slower": 0.1},
