@@ -37,10 +37,9 @@ class Glow(Generator):
     Config: ClassVar[type] = GlowConfig
     config: GlowConfig
     training_defaults: ClassVar[Mapping[str, Any]] = {
-        "steps": 1000,
+        "steps": 2500,
         "batch": 64,
         "check_every": 50,
-        "learning_rate": 5e-4,
     }
     images_only = True
 
@@ -96,7 +95,7 @@ class Glow(Generator):
         x = split[-1].view(-1, *self.parts[-1])
         for number in range(len(self.parts) - 1, -1, -1):
             if number < len(self.parts) - 1:
-                x = torch.cat((x, split[number].view(-1, *self.parts[number])), dim=1)
+                x = torch.cat((split[number].view(-1, *self.parts[number]), x), dim=1)
             squeeze, *blocks = self._level(number)
             for block in blocks:
                 x = block(x)[0]
