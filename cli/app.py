@@ -22,6 +22,7 @@ from ebmtraj.cli import (
     restore,
     rollout,
     sample,
+    tilt,
     train,
     train_image,
 )
@@ -61,8 +62,10 @@ app.add_typer(data.app, name="data")
 app.add_typer(policy.app, name="policy")
 app.add_typer(train.app, name="train")
 train.app.command("image")(train_image.image)
+train.app.command("generator")(tilt.generator_command)
 app.command("rollout")(rollout.rollout_command)
 app.command("sample")(sample.sample_command)
+app.command("tilt")(tilt.tilt_command)
 app.command("plan")(plan.plan_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("diagnose")(diagnose.diagnose_command)

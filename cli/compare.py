@@ -11,6 +11,7 @@ import typer
 from ebmtraj.cli.common import Data, Json, Overwrite, Resume, print_json, progress, say, stderr
 from ebmtraj.cli.compare_images import images, jem
 from ebmtraj.cli.compare_plans import plans
+from ebmtraj.cli.compare_tilting import tilting
 from ebmtraj.cli.watching import command_line, watched
 
 if TYPE_CHECKING:  # what takes seconds to import
@@ -23,6 +24,7 @@ app = typer.Typer(help="Train and measure models side by side under one protocol
 app.command("plans")(plans)
 app.command("images")(images)
 app.command("jem")(jem)
+app.command("tilting")(tilting)
 
 
 @app.command("transitions")

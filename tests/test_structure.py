@@ -19,7 +19,7 @@ LAYERS = (
     ("nets", "samplers", "envs", "datasets"),
     ("energies",),
     ("training",),
-    ("trajectories", "evaluation", "images", "continual", "policy"),
+    ("trajectories", "evaluation", "images", "continual", "generators", "policy"),
     ("collect", "report"),
     ("cli", "__main__"),
 )

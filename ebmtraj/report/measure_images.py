@@ -101,13 +101,13 @@ def generation(subject: Subject, pixels: Array, asked: Array | None) -> dict[str
     ours, judged = judge.judge(pixels)
     held_out, _ = judge.judge(subject.held_out.pixels)
     found = {**distance_scores(ours, judge.judge(known)[0], seed=subject.seed)}
-    found |= {f"{name}_test": value for name, value in _held_out_distances(ours, held_out, subject.seed).items()}
+    found |= {f"{name}_test": value for name, value in held_out_distances(ours, held_out, subject.seed).items()}
     if known_labels is not None:
         found |= label_scores(pixels, judged, known, known_labels, subject.store.classes, asked)
     return found
 
 
-def _held_out_distances(features: FloatArray, held_out: FloatArray, seed: int) -> dict[str, float]:
+def held_out_distances(features: FloatArray, held_out: FloatArray, seed: int) -> dict[str, float]:
     """Means over draws of as many features as there are held-out ones."""
     pairs = [same_count(features, held_out, seed=1000 * seed + i) for i in range(FLOORS)]
     return {
@@ -213,7 +213,7 @@ def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[st
     """What real images score: training images in the place of samples, as many as there are held-out ones."""
     train, held_out = store.read("train"), store.read(split)
     ours, theirs = judge.judge(train.pixels)[0], judge.judge(held_out.pixels)
-    found: dict[str, Any] = {f"{name}_test": value for name, value in _held_out_distances(ours, theirs[0], seed).items()}
+    found: dict[str, Any] = {f"{name}_test": value for name, value in held_out_distances(ours, theirs[0], seed).items()}
     if held_out.labels is not None:
         found |= label_scores(
             held_out.pixels, theirs[1], train.pixels, np.asarray(train.labels), store.classes, held_out.labels

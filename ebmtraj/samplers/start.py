@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,3 +51,26 @@ def resample(
     chosen = (log_weight + noise).argmax(0)
     share = torch.softmax(log_weight, dim=0)
     return candidates[chosen, torch.arange(len(chosen), device=chosen.device)], 1 / share.square().sum(0)
+
+
+def resample_tilt(
+    tilt: Energy,
+    draw: Callable[[], Tensor],
+    candidates: int,
+    *,
+    context: Any = None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Sample base(x | context) exp(-tilt(x | context)) by sampling-importance resampling from the base itself.
+
+    `draw` gives one draw of the base for each chain, `(B, *event)`, whose density need not be known: it cancels. It is
+    called `candidates` times; 1 leaves the base as it is. Returns and raises as `resample`.
+    """
+    if candidates < 1:
+        raise EbmtrajError(f"resample: candidates = {candidates}; it needs 1 at least")
+    with torch.no_grad():
+        drawn = torch.stack([draw() for _ in range(candidates)])
+    if candidates == 1:
+        return drawn[0], torch.ones(drawn.shape[1], device=drawn.device)
+    even = torch.zeros(drawn.shape[:2], dtype=drawn.dtype, device=drawn.device)
+    return resample(tilt, drawn, even, context=context, generator=generator)

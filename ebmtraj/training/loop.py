@@ -163,7 +163,7 @@ def _step(
     steps: int,
     guard: Guard,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    rate = config.learning_rate * state.rate * _schedule(state.step / steps, state.step, config)
+    rate = stage.rate * config.learning_rate * state.rate * _schedule(state.step / steps, state.step, config)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     batch = data.sample(config.batch, state.noise)

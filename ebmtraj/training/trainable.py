@@ -45,6 +45,7 @@ class Stage:
     loss: Loss
     finish: Callable[[Any], None] | None = None  # called once with the training data when its weights are final
     beta1: float | None = None  # where it differs from the recipe's
+    rate: float = 1.0  # times the recipe's learning rate
     keep: Literal["best", "last"] = "best"  # which averaged weights: of the least validation loss, or the final ones
 
 

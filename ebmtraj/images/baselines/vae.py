@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,9 +13,8 @@ from torch import Tensor, nn
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageBatch
 from ebmtraj.images.model import ImageModel, Watch
+from ebmtraj.nets.coders import coders
 from ebmtraj.training.trainable import Stage
-
-SMALL = 1024  # entries of an image up to which layers are dense
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,8 @@ class VAEModel(ImageModel):
     def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: VAEConfig) -> None:
         super().__init__(shape, classes, conditional=conditional, config=config)
         self.told = len(self.classes) if conditional else 0
-        dense = self.shape[0] * self.shape[1] * self.shape[2] <= SMALL
-        coders = (_dense_coders if dense else _convolutional_coders)(self.shape, self.told, config)
-        self.net = nn.ModuleDict({"encoder": coders[0], "decoder": coders[1]})
+        encoder, decoder = coders(self.shape, 2 * config.latent, config.latent, config.width, config.depth, self.told)
+        self.net = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         self.net.register_parameter("log_noise", nn.Parameter(torch.zeros(())))
 
     def stages(self) -> list[Stage]:
@@ -101,69 +98,3 @@ class VAEModel(ImageModel):
         if label is None:
             raise EbmtrajError("model vae was trained with labels; give one an image")
         return F.one_hot(label, self.told).float()
-
-
-class _Dense(nn.Module):
-    """Fully connected layers on flat inputs and, where there is one, a one-hot class."""
-
-    def __init__(self, inputs: int, outputs: int, told: int, width: int, depth: int, event: tuple[int, ...]) -> None:
-        super().__init__()
-        sizes = [inputs + told, *[width] * depth]
-        layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
-        self.body = nn.Sequential(*layers, nn.Linear(width, outputs))
-        self.event = event
-
-    def forward(self, x: Tensor, told: Tensor | None) -> Tensor:
-        flat = x.flatten(1)
-        out: Tensor = self.body(flat if told is None else torch.cat([flat, told], dim=1))
-        return out.view(len(x), *self.event)
-
-
-class _ConvEncoder(nn.Module):
-    def __init__(self, shape: tuple[int, int, int], sides: list[tuple[int, int]], told: int, config: VAEConfig) -> None:
-        super().__init__()
-        widths = [max(16, config.width >> (len(sides) - 1 - i)) for i in range(len(sides))]
-        layers: list[nn.Module] = [nn.Conv2d(shape[0] + told, widths[0], 3, padding=1), nn.SiLU()]
-        for a, b in pairwise(widths):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
-        self.body = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(widths[-1] * sides[-1][0] * sides[-1][1], 2 * config.latent)
-        )
-
-    def forward(self, x: Tensor, told: Tensor | None) -> Tensor:
-        if told is not None:
-            x = torch.cat([x, told[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
-        out: Tensor = self.body(x)
-        return out
-
-
-class _ConvDecoder(nn.Module):
-    def __init__(self, shape: tuple[int, int, int], sides: list[tuple[int, int]], told: int, config: VAEConfig) -> None:
-        super().__init__()
-        widths = [max(16, config.width >> (len(sides) - 1 - i)) for i in range(len(sides))]
-        self.first = (widths[-1], *sides[-1])
-        self.input = nn.Linear(config.latent + told, widths[-1] * sides[-1][0] * sides[-1][1])
-        layers: list[nn.Module] = []
-        for i in range(len(sides) - 1, 0, -1):
-            layers += [nn.Upsample(size=sides[i - 1]), nn.Conv2d(widths[i], widths[i - 1], 3, padding=1)]
-            layers += [nn.GroupNorm(8, widths[i - 1]), nn.SiLU()]
-        self.body = nn.Sequential(nn.SiLU(), *layers, nn.Conv2d(widths[0], shape[0], 3, padding=1))
-
-    def forward(self, z: Tensor, told: Tensor | None) -> Tensor:
-        out: Tensor = self.body(self.input(z if told is None else torch.cat([z, told], dim=1)).view(len(z), *self.first))
-        return out
-
-
-def _dense_coders(shape: tuple[int, int, int], told: int, config: VAEConfig) -> tuple[nn.Module, nn.Module]:
-    size, (width, depth, latent) = shape[0] * shape[1] * shape[2], (config.width, config.depth, config.latent)
-    return (
-        _Dense(size, 2 * latent, told, width, depth, (2 * latent,)),
-        _Dense(latent, size, told, width, depth, shape),
-    )
-
-
-def _convolutional_coders(shape: tuple[int, int, int], told: int, config: VAEConfig) -> tuple[nn.Module, nn.Module]:
-    sides = [(shape[1], shape[2])]
-    while max(sides[-1]) > 4:
-        sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
-    return _ConvEncoder(shape, sides, told, config), _ConvDecoder(shape, sides, told, config)

@@ -1,0 +1,1 @@
+"""Generators whose latent space an energy can tilt."""
