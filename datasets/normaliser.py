@@ -143,6 +143,11 @@ class Normaliser(nn.Module):
         """The increment before it is gaussianised, `(B, S), (B, S) -> (B, D)`."""
         return (self.increments.between(state, next_state) - self.delta_mean) @ self.delta_matrix
 
+    def moving(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Each of these `(..., D)` with 0 for what never moved in the data, of which a likelihood knows no bounds."""
+        moves = (self.delta_inverse != 0).any(0)
+        return tuple(torch.where(moves, value, 0.0) for value in values)
+
     def advance(self, state: Tensor, z: Tensor) -> Tensor:
         """The state that a normalised increment leads to, `(B, S), (B, D) -> (B, S)`; quaternions come out unit."""
         return self.increments.apply(state, self.marginals.inverse(z) @ self.delta_inverse + self.delta_mean)

@@ -74,7 +74,8 @@ class MixtureModel(TransitionModel):
     def _loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.normaliser.delta(batch.state, batch.next_state)
         mixture = self.net(self.context(batch.state, batch.action))
-        loss = mixture_nll(z, mixture.log_weight, mixture.mean, mixture.log_std).mean()
+        z, mean, log_std = self.normaliser.moving(z, mixture.mean, mixture.log_std)
+        loss = mixture_nll(z, mixture.log_weight, mean, log_std).mean()
         return loss, {"validation": loss.detach()}
 
     @torch.no_grad()
