@@ -12,6 +12,7 @@ from ebmtraj.cli import (
     attack,
     collect,
     compare,
+    compose,
     data,
     demo,
     diagnose,
@@ -63,6 +64,7 @@ app.add_typer(train.app, name="train")
 train.app.command("image")(train_image.image)
 app.command("rollout")(rollout.rollout_command)
 app.command("sample")(sample.sample_command)
+app.command("compose")(compose.compose_command)
 app.command("plan")(plan.plan_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("diagnose")(diagnose.diagnose_command)

@@ -15,6 +15,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.baselines.densities import ClassGaussianModel, GaussianModel, MixtureModel
 from ebmtraj.images.baselines.vae import VAEModel
 from ebmtraj.images.classifier import ClassifierModel, JointCDModel
+from ebmtraj.images.concept import ConceptModel
 from ebmtraj.images.field import FieldModel
 from ebmtraj.images.joint import JointModel
 from ebmtraj.images.model import ImageModel
@@ -26,6 +27,7 @@ from ebmtraj.training.run import read_run
 MODELS: dict[str, type[ImageModel]] = {
     "dsm": NoiseConditionalModel,
     "pcd": PCDModel,
+    "concept": ConceptModel,
     "field": FieldModel,
     "jem": JointModel,
     "jem-cd": JointCDModel,
