@@ -65,8 +65,13 @@ class Concepts(nn.Module):
                 )
 
     def prior(self) -> Composed:
-        """E(x): the mean over the models."""
-        return And([self._prior(i) for i in range(len(self.names))], [1 / len(self.names)] * len(self.names))
+        """E(x): the mean over the models, those with the same one counted once."""
+        terms: list[Term] = []
+        for i in range(len(self.names)):
+            term = self._prior(i)
+            if not any(_same(term, other) for other in terms):
+                terms.append(term)
+        return And(terms, [1 / len(terms)] * len(terms))
 
     def _prior(self, i: int) -> Term:
         model: Any = self.models[i]
@@ -114,6 +119,12 @@ class Concepts(nn.Module):
         Returns `(count, C, H, W)` pixels. `config` is by default the first model's own sampler.
         """
         return annealed(self.first, energy, count, generator, config=config, watch=watch)
+
+
+def _same(one: Term, other: Term) -> bool:
+    """Whether two energies have the same weights."""
+    ours, theirs = one.energy.state_dict(), other.energy.state_dict()  # type: ignore[attr-defined]
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def load_concepts(runs: Sequence[Path], device: torch.device | str = "cpu") -> Concepts:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ebmtraj.energies.concept import ConceptEnergy
 from ebmtraj.energies.image_base import spread_out
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.images.data import ImageBatch
+from ebmtraj.images.data import ImageBatch, ImageData
 from ebmtraj.images.joint import denoising_error
 from ebmtraj.images.model import ImageModel, Watch
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
+from ebmtraj.training.checkpoint import load_weights
 from ebmtraj.training.losses import NoiseConfig
+from ebmtraj.training.run import read_run
 from ebmtraj.training.trainable import Stage
 
 
@@ -26,9 +28,10 @@ from ebmtraj.training.trainable import Stage
 class ConceptConfig:
     """Two small convolutional encoders: an energy, and the logits of a factor."""
 
-    width: int = 48  # channels of the energy's first convolution
+    width: int = 24  # channels of the energy's first convolution
     evidence_width: int = 16  # of the factor's
-    prior_share: float = 0.45  # of the steps, for E(x); the rest is for the factor
+    prior: str = ""  # a run of this model whose E(x) is taken as it is, so that only the factor is learnt
+    prior_share: float = 0.7  # of the steps, for E(x); the rest is for the factor
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
     evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
     sampler: LangevinConfig = field(
@@ -57,8 +60,8 @@ class ConceptModel(ImageModel):
     classifies = True
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 1000,
-        "batch": 128,
+        "steps": 2000,
+        "batch": 64,
         "precision": "bf16",
         "learning_rate": 2e-3,
         "warmup": 50,
@@ -72,9 +75,29 @@ class ConceptModel(ImageModel):
         widths = {"width": config.width, "evidence_width": config.evidence_width}
         self.net = ConceptEnergy(self.shape, self.classes, **widths)
 
+    @torch.no_grad()
+    def prepare(self, data: ImageData, most: int = 20_000) -> None:
+        """As every model; and take the prior of another run, with its scaling of pixels, where the settings name one."""
+        if not self.config.prior:
+            super().prepare(data, most)
+            return
+        path, header, tensors = read_run(Path(self.config.prior), "image")
+        if header.get("model") != self.name or list(header.get("shape", [])) != list(self.shape):
+            raise EbmtrajError(
+                f"network.prior = {path}: it holds a {header.get('model')} of images of {header.get('shape')}; give a run of "
+                f"--condition on images of {list(self.shape)}"
+            )
+        start = "net.prior."
+        own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        load_weights(self.net.prior, own, path)
+        for name in ("shift", "scale"):
+            getattr(self, name).copy_(tensors[name])
+
     def stages(self) -> list[Stage]:
         """The energy of all images, then what tells their factor."""
-        share = self.config.prior_share
+        share = 0.0 if self.config.prior else self.config.prior_share
+        if not share:
+            return [Stage("evidence", 1.0, self.net.evidence, self._telling)]
         return [
             Stage("prior", share, self.net.prior, self._matching),
             Stage("evidence", 1 - share, self.net.evidence, self._telling),
@@ -108,9 +131,9 @@ class ConceptModel(ImageModel):
 
     def _telling(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.label is not None
-        x, level, noised = self._noised(batch, self.config.evidence_noise, 2, generator)
-        loss = F.nll_loss(self.net.evidence.log_shares(noised, level), batch.label.repeat(len(x) // len(batch.label)))
-        return loss, {"cross_entropy": loss.detach()}
+        x, level, noised = self._noised(batch, self.config.evidence_noise, 4, generator)
+        loss = self.net.evidence(noised, batch.label.repeat(len(x) // len(batch.label)), level).mean()
+        return loss, {"evidence": -loss.detach()}
 
     def _noised(
         self, batch: ImageBatch, noise: NoiseConfig, draws: int, generator: torch.Generator

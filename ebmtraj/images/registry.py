@@ -20,6 +20,7 @@ from ebmtraj.images.field import FieldModel
 from ebmtraj.images.joint import JointModel
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.noise_conditional import NoiseConditionalModel
+from ebmtraj.images.pair import PairModel
 from ebmtraj.images.pcd import PCDModel
 from ebmtraj.training.checkpoint import load_tensors, load_weights
 from ebmtraj.training.run import read_run
@@ -28,6 +29,7 @@ MODELS: dict[str, type[ImageModel]] = {
     "dsm": NoiseConditionalModel,
     "pcd": PCDModel,
     "concept": ConceptModel,
+    "pair": PairModel,
     "field": FieldModel,
     "jem": JointModel,
     "jem-cd": JointCDModel,

@@ -27,11 +27,15 @@ class Encoder(nn.Module):
         width: int = 48,
         stride: int = 2,
         normalise: bool = False,
+        pool: bool = False,
+        extra: int = 0,
         told: int = 64,
     ) -> None:
         """`width` channels first, up to four times as many later; the first convolution has `stride` 1 or 2.
 
-        `normalise`: group normalisation, with which classes are learnt far sooner, at a higher price a step.
+        `normalise`: group normalisation, with which classes are learnt far sooner, at a higher price a step. `pool`: the mean
+        over places enters the dense layer, so that what is learnt at one place holds at others. `extra` numbers are told at
+        every layer beside the level.
         """
         super().__init__()
         channels, height, across = shape
@@ -53,23 +57,26 @@ class Encoder(nn.Module):
         self.norms = nn.ModuleList(
             nn.GroupNorm(8, each) if normalise and i and each % 8 == 0 else nn.Identity() for i, each in enumerate(widths)
         )
-        self.dense = nn.Linear(widths[-1] * height * across, 2 * most)
+        self.pool = pool
+        self.dense = nn.Linear(widths[-1] * (1 if pool else height * across), 2 * most)
         self.output = nn.Linear(2 * most, outputs)
         self.level = LevelFeatures()
-        self.told = nn.Linear(self.level.size, told)
+        self.told = nn.Linear(self.level.size + extra, told)
         self.gains = nn.ModuleList(nn.Linear(told, 2 * each) for each in (*widths, 2 * most))
         for layer in self.gains:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """The outputs `(B, outputs)`."""
-        told = F.silu(self.told(self.level(level)))
+    def forward(self, x: Tensor, level: Tensor, extra: Tensor | None = None) -> Tensor:
+        """The outputs `(B, outputs)`, given the `extra` numbers `(B, extra)` where there are any."""
+        told = self.level(level) if extra is None else torch.cat((self.level(level), extra), dim=-1)
+        told = F.silu(self.told(told))
         gains = [(1 + gain, bias) for gain, bias in (layer(told).chunk(2, dim=-1) for layer in self.gains)]
         for layer, norm, shortcut, gain in zip(self.layers, self.norms, self.shortcut, gains, strict=False):
             h = F.silu(modulated(norm(layer(x)), gain))
             x = x + h if shortcut else h
-        out: Tensor = self.output(F.silu(modulated(self.dense(x.flatten(1)), gains[-1])))
+        flat = x.mean((2, 3)) if self.pool else x.flatten(1)
+        out: Tensor = self.output(F.silu(modulated(self.dense(flat), gains[-1])))
         return out
 
 
