@@ -98,7 +98,8 @@ class Concepts(nn.Module):
         if name not in self.names:
             raise unknown(leaf, [*self.names, *(alias for alias, own in ALIASES.items() if own in self.names)], "factor")
         model: Any = self.models[self.names.index(name)]
-        return self.evidence(name, value_number(leaf, model.classes))
+        told = self.evidence(name, value_number(leaf, model.classes))
+        return getattr(model.config, "guidance", 0.0) * told if isinstance(model.net, ConceptEnergy) else told
 
     def energy(self, tree: Tree) -> Composed:
         """The energy of a whole expression."""

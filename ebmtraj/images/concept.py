@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ebmtraj.energies.compose import Term
 from ebmtraj.energies.concept import ConceptEnergy
 from ebmtraj.energies.image_base import spread_out
 from ebmtraj.errors import EbmtrajError
@@ -36,15 +37,18 @@ class ConceptConfig:
     evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
-            steps=1, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02)
+            steps=6, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"
         )
     )
+    guidance: float = 8.0  # how much more than in the data a factor counts when samples are asked for by it
     validation_draws: int = 4  # noise levels for each validation image
 
     def __post_init__(self) -> None:
         for name in ("width", "evidence_width", "validation_draws"):
             if getattr(self, name) < 1:
                 raise EbmtrajError(f"network.{name} = {getattr(self, name)} must be above 0")
+        if not self.guidance > 0:
+            raise EbmtrajError(f"network.guidance = {self.guidance} must be above 0")
         if not 0 < self.prior_share < 1:
             raise EbmtrajError(f"network.prior_share = {self.prior_share}; it needs 0 < prior_share < 1")
         if self.sampler.ladder is None:
@@ -60,7 +64,7 @@ class ConceptModel(ImageModel):
     classifies = True
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 2000,
+        "steps": 2300,
         "batch": 64,
         "precision": "bf16",
         "learning_rate": 2e-3,
@@ -122,7 +126,9 @@ class ConceptModel(ImageModel):
         self, count: int, generator: torch.Generator, labels: Tensor | None = None, *, watch: Watch | None = None
     ) -> Tensor:
         """Draw images down the noise ladder, `(count, C, H, W)`, of p(x | c) where the model is conditional."""
-        return annealed(self, self.net, count, generator, self.check_labels(count, labels), watch=watch)
+        labels = self.check_labels(count, labels)
+        energy = self.net if labels is None else self.net.prior & self.config.guidance * Term(self.net.evidence)
+        return annealed(self, energy, count, generator, labels, watch=watch)
 
     def _matching(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x, level, noised = self._noised(batch, self.config.noise, 1, generator)

@@ -37,7 +37,7 @@ class PairConfig:
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
-            steps=1, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02)
+            steps=2, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"
         )
     )
     validation_draws: int = 4  # noise levels for each validation image
@@ -60,7 +60,7 @@ class PairModel(ImageModel):
     config: PairConfig
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 900,
+        "steps": 500,
         "batch": 64,
         "precision": "bf16",
         "learning_rate": 2e-3,

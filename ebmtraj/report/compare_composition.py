@@ -38,14 +38,13 @@ from ebmtraj.images.fit import load_image_recipe, train_image
 from ebmtraj.images.registry import load_image_model
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.jobs import OUTCOME, finite, open_folder, same
-from ebmtraj.report.plane import ANNEALED, FINAL, PlaneSamples, plane_composition, plane_facts, sample_plane, shorter
+from ebmtraj.report.plane import ANNEALED, PlaneSamples, plane_composition, plane_facts, sample_plane, shorter
 from ebmtraj.runs import cores, machine, read_json, versions, write_json
 from ebmtraj.training.checkpoint import load_tensors, save_tensors
 
 SIDE, SHOWN = 16, 24  # pixels of a sprite; pictures kept of each row
 CONCEPTS: Mapping[str, str] = {"scale": "scale", "shape": "shape", "place": "x,y"}  # run: condition
 PAIRS: Mapping[str, str] = {"sum": "sum", "joint": "joint", "joint-relative": "joint-relative"}
-SHAPE_WEIGHT = 4.0  # of the shape's evidence, chosen on draws of the validation split
 EXCLUDED = SHAPES.index("heart")
 TWO_PLACES = ((6, 16), (25, 16))  # columns and rows of `PLACES`
 PLANE: Mapping[str, str] = {
@@ -57,11 +56,10 @@ PLANE: Mapping[str, str] = {
 TITLES: Mapping[str, str] = {
     "size-place": "size & position",
     "size-place-uncorrected": "the same, without corrector steps",
-    "size-place-literal": "the same, E(x) counted twice (papers 000, 003)",
     "three": "shape & size & position",
-    "three-plain": "the same, shape not weighted",
+    "three-plain": "the same, weights of 1",
     "three-uncorrected": "the same, without corrector steps",
-    "three-literal": "the same, E(x) counted three times (papers 000, 003)",
+    "three-literal": "the same, weights of 1 and E(x) counted three times (papers 000, 003)",
     "or": "position or position",
     "not": "not heart",
     "not-unbounded": "the same, by -E (paper 003)",
@@ -82,7 +80,7 @@ class CompositionComparison:
     seeds: tuple[int, ...]
     runs: Path
     split: str = "test"  # which draws of factors are asked for; validation to choose settings
-    samples: int = 256
+    samples: int = 160
     steps: int | None = None  # of each training; None: the recipes' own
 
     def alike(self) -> dict[str, Any]:
@@ -112,7 +110,7 @@ class CompositionJob:
         found: dict[str, tuple[Path, Any]] = {}
         prior = self.path / "scale"
         for name, condition in CONCEPTS.items():
-            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=700"]
+            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=650"]
             given = {"model": "concept", "conditional": True, "condition": condition, "data": "sprites"}
             found[name] = self.path / name, self._recipe(changes, given)
         for name, parts in PAIRS.items():
@@ -201,12 +199,12 @@ class Bench:
         x, y = ((factors[:, k] * (len(PLACES) - 1)).round().long() for k in (3, 4))
         return {"scale": scale, "shape": factors[:, 0].long(), "x,y": x * len(PLACES) + y}
 
-    def draw(self, name: str, energy: Any, steps: int | None = None) -> tuple[Tensor, float]:
-        """Pictures of an energy and the seconds that they took."""
+    def draw(self, name: str, energy: Any, steps: int | None = None, times: int = 1) -> tuple[Tensor, float]:
+        """Pictures of an energy, `times` as many as usual, and the seconds that they took."""
         config = self.concept.first.config.sampler
         config = config if steps is None else dataclasses.replace(config, steps=steps)
         began = time.thread_time()
-        pixels = self.concept.sample(energy, self.count, generator(1000 + self.job.seed, torch.device("cpu")), config)
+        pixels = self.concept.sample(energy, times * self.count, generator(1000 + self.job.seed, torch.device("cpu")), config)
         self.shown[name] = pixels[:SHOWN]
         return pixels, round(time.thread_time() - began, 1)
 
@@ -216,22 +214,20 @@ class Bench:
         wanted = truth_of(self.factors, SIDE)
         told = {name: self.concept.evidence(name, label) for name, label in own.items()}
         two, three = told["scale"] & told["x,y"], told["scale"] & told["x,y"] & told["shape"]
-        weighted = told["scale"] & told["x,y"] & SHAPE_WEIGHT * told["shape"]
-        posterior, prior = self.concept.posterior, self.concept.prior()
+        posterior, prior, w = self.concept.posterior, self.concept.prior(), self.concept.first.config.guidance
         for name, energy, steps in (
-            ("size-place", posterior(two), None),
-            ("size-place-uncorrected", posterior(two), 0),
-            ("size-place-literal", And([prior, two], [2.0, 1.0]), None),
-            ("three", posterior(weighted), None),
+            ("size-place", posterior(w * two), None),
+            ("size-place-uncorrected", posterior(w * two), 0),
+            ("three", posterior(w * three), None),
+            ("three-uncorrected", posterior(w * three), 0),
             ("three-plain", posterior(three), None),
-            ("three-uncorrected", posterior(weighted), 0),
             ("three-literal", And([prior, three], [3.0, 1.0]), None),
         ):
             pixels, seconds = self.draw(name, energy, steps)
             facts = reading_errors(self.judge.read(pixels), wanted)
             if not name.startswith("three"):
                 del facts["shape_accuracy"]
-            rows[name] = {**facts, "valid": self.valid.share(pixels), "seconds": seconds}
+            rows[name] = {**facts, **self.valid.facts(pixels), "seconds": seconds}
         rows["or"] = self._either()
         rows |= self._without(told)
         return rows
@@ -240,7 +236,8 @@ class Bench:
         """One of two places, as often one as the other."""
         n = len(PLACES)
         sides = [self.concept.evidence("x,y", x * n + y) for x, y in TWO_PLACES]
-        pixels, seconds = self.draw("or", self.concept.posterior(sides[0] | sides[1]))
+        w = self.concept.first.config.guidance
+        pixels, seconds = self.draw("or", self.concept.posterior(w * sides[0] | w * sides[1]), times=2)
         centres = torch.tensor([[PLACES[x], PLACES[y]] for x, y in TWO_PLACES]).float()
         centres = (centres - 0.5) * REACH_PX * SIDE
         away = torch.cdist(self.judge.read(pixels).place, centres)
@@ -249,7 +246,7 @@ class Bench:
         return {
             "first_share": float(first),
             "on_one": float(on.double().mean()),
-            "valid": self.valid.share(pixels),
+            **self.valid.facts(pixels),
             "seconds": seconds,
         }
 
@@ -261,13 +258,13 @@ class Bench:
         rows = {}
         for name, energy in (
             ("not", prior & NOT_WEIGHT * ~odds),
-            ("not-unbounded", And([prior, heart], [1.0, -1.0])),
+            ("not-unbounded", And([prior, heart], [1.0, -NOT_WEIGHT])),
             ("prior", prior),
         ):
             pixels, seconds = self.draw(name, energy)
             shape = self.judge.read(pixels).shape
             outside = float((shape != EXCLUDED).double().mean())
-            rows[name] = {"outside": outside, "valid": self.valid.share(pixels), "seconds": seconds}
+            rows[name] = {"outside": outside, **self.valid.facts(pixels), "seconds": seconds}
         return rows
 
     def pairs(self) -> dict[str, dict[str, Any]]:
@@ -292,7 +289,7 @@ class Bench:
                 place = (torch.stack((places[column], places[row]), dim=1) - 0.5) * REACH_PX * SIDE
                 size = torch.from_numpy(SCALES).float()[s] * 0.32 * SIDE
                 facts = reading_errors(found, Reading(torch.zeros_like(s), size, place))
-                facts |= {"valid": self.valid.share(pixels), "seconds": round(time.thread_time() - began, 1)}
+                facts |= {**self.valid.facts(pixels), "seconds": round(time.thread_time() - began, 1)}
                 rows[f"{name}-{kind}"] = facts
                 self.shown[f"{name}-{kind}"] = pixels[:SHOWN]
         return rows
@@ -302,7 +299,7 @@ class Bench:
         save_tensors(self.job.path / "shown.safetensors", {k: v.contiguous() for k, v in self.shown.items()}, {})
 
 
-NOT_WEIGHT = 3.0  # of ~heart, chosen on draws of the validation split
+NOT_WEIGHT = 25.0  # of ~heart, chosen on draws of the validation split
 
 
 def shown(job: CompositionJob) -> dict[str, np.ndarray]:
@@ -310,13 +307,11 @@ def shown(job: CompositionJob) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in load_tensors(job.path / "shown.safetensors")[1].items()}
 
 
-def plane_rows(seed: int, chains: int = 20_000) -> dict[str, dict[str, Any]]:
+def plane_rows(seed: int, chains: int = 10_000) -> dict[str, dict[str, Any]]:
     """Total variation of every composition of the plane to the integral, by how it was sampled."""
     ways: dict[str, Callable[[Composed], PlaneSamples]] = {
         "ladder, corrected, then MALA": lambda e: sample_plane(e, chains, seed),
-        "ladder, corrected": lambda e: sample_plane(e, 10 * chains, seed, ANNEALED, None),
-        "ladder, uncorrected": lambda e: sample_plane(e, 10 * chains, seed, shorter(ANNEALED, 0), None),
-        "MALA alone": lambda e: sample_plane(e, chains, seed, None, FINAL),
+        "ladder, uncorrected": lambda e: sample_plane(e, 5 * chains, seed, shorter(ANNEALED, 0), None),
     }
     found: dict[str, dict[str, Any]] = {}
     for name, text in PLANE.items():
@@ -348,7 +343,7 @@ def composition_results(jobs: Sequence[CompositionJob], *, command: str = "") ->
             "seeds": list(c.seeds),
             "data": {name: open_images(name).content_hash for name in ("sprites", "sprites-seen")},
             "judge": judged,
-            "weights": {"shape": SHAPE_WEIGHT, "not": NOT_WEIGHT},
+            "weights": {"factors": jobs[0].recipes()["scale"][1].network["guidance"], "not": NOT_WEIGHT},
             "plane": dict(PLANE),
             "titles": dict(TITLES),
             "machine": machine(),

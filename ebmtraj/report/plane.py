@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ebmtraj.device import generator
-from ebmtraj.energies.compose import Composed
+from ebmtraj.energies.compose import Composed, Shifted
 from ebmtraj.energies.expression import Leaf, build, fault, numbers_of, parse, unknown
 from ebmtraj.energies.plane import BOUND, LEAVES, grid_density, plane_energy, sampled_density, total_variation
 from ebmtraj.errors import EbmtrajError
@@ -26,7 +27,7 @@ from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.samplers.mcmc import MALAConfig, mala
 
-BINS = 30  # fields a side, in which probabilities are compared
+BINS = 24  # fields a side, in which probabilities are compared
 ANNEALED = LangevinConfig(steps=10, step_size=0.15, ladder=Ladder(levels=16, sigma_max=5.0, sigma_min=0.05))
 FINAL = MALAConfig(steps=200, step_size=0.05, warmup=50, keep=20)
 
@@ -46,12 +47,13 @@ def plane_composition(text: str) -> Composed:
         if leaf.name not in LEAVES:
             raise unknown(leaf, LEAVES, "energy of the plane (give runs for factors of images)")
         try:
-            return plane_energy(leaf.name, numbers_of(leaf, LEAVES[leaf.name]))
+            own = plane_energy(leaf.name, numbers_of(leaf, LEAVES[leaf.name]))
+            return Shifted(own, -2 * math.log(2 * BOUND))  # against a uniform density, as ~ needs
         except EbmtrajError as error:
             raise error if str(error).startswith("expression") else fault(leaf.value_column, str(error)) from None
 
-    found = build(parse(text), energy)
-    return found if isinstance(found, Composed) else found & (lambda x: x.sum(1) * 0)
+    found: Composed = build(parse(text), energy)
+    return found
 
 
 def sample_plane(
