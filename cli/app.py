@@ -12,6 +12,7 @@ from ebmtraj.cli import (
     attack,
     collect,
     compare,
+    compose,
     data,
     demo,
     diagnose,
@@ -66,6 +67,7 @@ train.app.command("generator")(tilt.generator_command)
 app.command("rollout")(rollout.rollout_command)
 app.command("sample")(sample.sample_command)
 app.command("tilt")(tilt.tilt_command)
+app.command("compose")(compose.compose_command)
 app.command("plan")(plan.plan_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("diagnose")(diagnose.diagnose_command)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ebmtraj.cli.common import Data, Json, Overwrite, Resume, print_json, progress, say, stderr
+from ebmtraj.cli.compare_composition import composition
 from ebmtraj.cli.compare_images import images, jem
 from ebmtraj.cli.compare_plans import plans
 from ebmtraj.cli.compare_tilting import tilting
@@ -22,6 +23,7 @@ app = typer.Typer(help="Train and measure models side by side under one protocol
 
 
 app.command("plans")(plans)
+app.command("composition")(composition)
 app.command("images")(images)
 app.command("jem")(jem)
 app.command("tilting")(tilting)

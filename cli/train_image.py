@@ -32,6 +32,10 @@ def image(
     conditional: Annotated[
         bool | None, typer.Option("--conditional/--unconditional", help="Learn p(x | class) instead of p(x).")
     ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(help="Learn p(x | factor) of images whose factors are known, e.g. scale, shape or x,y: see `compose`."),
+    ] = None,
     root: Root = None,
     recipe: Recipe = None,
     set_: Set = None,
@@ -62,11 +66,15 @@ def image(
         raise EbmtrajError(
             f"unknown model {model!r}; use one of energy, {', '.join(m for m in MODELS if m not in ENERGIES)}"
         )
+    if condition is not None:
+        if conditional is False or objective is not None:
+            raise EbmtrajError(f"--condition {condition} makes p(x | {condition}); drop --unconditional and --objective")
+        model, conditional = model or "concept", True
     if root is not None:
         from ebmtraj.datasets.images import open_images
 
         data = open_images(data, root).path
-    given = {"model": model or objective, "conditional": conditional, "data": data}
+    given = {"model": model or objective, "conditional": conditional, "condition": condition, "data": data}
     budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
     trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}")
     budget.tell(trained, ("model", "conditional"), f"ebmtraj sample {shlex.quote(str(run))} -n 100 --out samples.png")

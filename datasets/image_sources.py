@@ -15,7 +15,7 @@ import numpy as np
 from ebmtraj.datasets import image_archives as archives
 from ebmtraj.datasets.image_writer import RawImages
 from ebmtraj.datasets.images import stratified_splits
-from ebmtraj.datasets.sprites import of_size
+from ebmtraj.datasets.sprites import of_size, part
 from ebmtraj.errors import EbmtrajError
 
 
@@ -67,6 +67,9 @@ SOURCES: Mapping[str, Source] = {
     "sprites": Source(of_size(16), "shapes with known factors, 16 x 16; rendered here"),
     "sprites-32": Source(of_size(32), "the same, 32 x 32"),
     "sprites-64": Source(of_size(64), "the same, 64 x 64"),
+    "sprites-sizes": Source(part("sizes"), "squares of each size at the centre, 16 x 16; rendered here"),
+    "sprites-places": Source(part("places"), "the smallest square at each place, 16 x 16; rendered here"),
+    "sprites-seen": Source(part("seen"), "both of these, for zero-shot generalisation; rendered here"),
     "hand-frames": Source(hand_frames, "the hand and cube, rendered from a store of rollouts"),
 }
 

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,14 @@ class ImageStore:
                 f"image store {self.path}: array {name} can't be read ({reason_of(error)}); it is damaged: make it again"
             ) from None
 
+    def labelled_by(self, names: Sequence[str]) -> ImageStore:
+        """The same images with factors of theirs for labels: a class for each combination of the values that occur.
+
+        Classes are named by their values, as "0.5" or "0.5,0.25", and a factor that is the store's class by its names.
+        Raises `EbmtrajError` for a factor that the store does not have.
+        """
+        return FactorStore(self, tuple(names))
+
     def info(self) -> dict[str, Any]:
         """A summary in plain JSON values."""
         split = self.array("split")
@@ -136,6 +146,44 @@ class ImageStore:
         if found is not None and found != self.content_hash:
             bad.append({"block": None, "images": None, "array": "any", "reason": "content differs from its hash"})
         return {"ok": not bad, "content_hash": None if bad else found, "bad_blocks": bad}
+
+
+class FactorStore(ImageStore):
+    """An image store whose labels are factors of its images."""
+
+    def __init__(self, store: ImageStore, names: tuple[str, ...]) -> None:
+        super().__init__(store.path, store._group, store.attributes)
+        for name in names:
+            if name not in store.factor_names:
+                close = difflib.get_close_matches(name, store.factor_names, n=1)
+                has = f"it has {', '.join(store.factor_names)}" if store.factor_names else "it has none"
+                raise EbmtrajError(
+                    f"image store {store.path}: unknown factor {name!r}; " + (f"did you mean {close[0]}?" if close else has)
+                )
+        if not names or len(set(names)) < len(names):
+            raise EbmtrajError(f"condition {','.join(names)!r}: name each factor once, such as scale or x,y")
+        self._columns = [store.factor_names.index(name) for name in names]
+        factors = store.array("factors")[:, self._columns].astype(np.float64).round(4)
+        self._values = [np.unique(factors[:, i]) for i in range(len(names))]
+        said = [
+            list(store.classes) if self._is_class(store, i) else [f"{value:g}" for value in self._values[i]]
+            for i in range(len(names))
+        ]
+        self.classes = tuple(",".join(each) for each in itertools.product(*said))
+
+    def _is_class(self, store: ImageStore, i: int) -> bool:
+        if not store.classes or not np.array_equal(self._values[i], np.arange(len(store.classes))):
+            return False
+        return bool(np.array_equal(store.array("factors")[:, self._columns[i]], store.array("label")))
+
+    def read_raw(self, split: str) -> tuple[NDArray[np.uint8], Indices | None, Indices, Floats | None]:
+        """As every store, with the factors' classes for labels."""
+        raw, _, index, factors = super().read_raw(split)
+        assert factors is not None
+        chosen = factors[:, self._columns].astype(np.float64).round(4)
+        places = [np.searchsorted(values, chosen[:, i]) for i, values in enumerate(self._values)]
+        labels = np.ravel_multi_index(places, [len(values) for values in self._values]).astype(np.int64)
+        return raw, labels, index, factors
 
 
 def open_images(data: str | Path, root: Path | None = None) -> ImageStore:

@@ -89,6 +89,41 @@ def sprites(size: int, root: Path | None = None, count: int = IMAGES, seed: int 
     )
 
 
+def corner(name: str, size: int = 16, count: int = 10_000, seed: int = 0) -> RawImages:
+    """A part of the combinations for zero-shot generalisation (paper 000, section 7): squares, in all orientations.
+
+    "sizes" (D1): each size at the centre; "places" (D2): the smallest at each place; "seen": both, as many of one as of the
+    other, `count` in all, with some repeated.
+    """
+    random = np.random.default_rng(seed)
+    middle = len(PLACES) // 2
+    n = count // 2 if name == "seen" else count
+    kinds = []
+    if name != "places":
+        kinds.append((random.integers(len(SCALES), size=n), np.full(n, middle), np.full(n, middle)))
+    if name != "sizes":
+        kinds.append((np.zeros(n, int), random.integers(len(PLACES), size=n), random.integers(len(PLACES), size=n)))
+    scale, x, y = (np.concatenate(each) for each in zip(*kinds, strict=True))
+    angle = ORIENTATIONS[random.integers(len(ORIENTATIONS), size=len(scale))]
+    factors = np.stack([np.zeros(len(scale)), SCALES[scale], angle, PLACES[x], PLACES[y]], axis=1)
+    labels = np.zeros(len(scale), np.int64)
+    return RawImages(
+        source=f"sprites-{name}",
+        pixels=render_sprites(factors, size),
+        split=stratified_splits(labels, SHARES),
+        labels=labels,
+        classes=SHAPES[:1],
+        factors=factors.astype(np.float32),
+        factor_names=FACTORS,
+        origin={"rendered": "ebmtraj.datasets.sprites", "part": name, "seed": seed},
+    )
+
+
+def part(name: str) -> Callable[[Path | None], RawImages]:
+    """The source of this part, see `corner`."""
+    return lambda root=None: corner(name)
+
+
 def of_size(size: int) -> Callable[[Path | None], RawImages]:
     """The source of this size."""
     return partial(sprites, size)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebmtraj.energies.base import Composable
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
 from ebmtraj.nets.mlp import LevelFeatures, silu_with_slope
 
@@ -35,7 +36,7 @@ class Tilt(nn.Module, abc.ABC):
         """Its gradient in u, `(B, *event)`, differentiable in the parameters where gradients are enabled."""
 
 
-class ImageEnergy(nn.Module):
+class ImageEnergy(Composable, nn.Module):
     """A base and its tilt: the energy that sampler and objective are given."""
 
     base: Base
@@ -72,7 +73,7 @@ class ImageEnergy(nn.Module):
         return (1 + level**2) ** 0.5 * torch.empty((count, *shape), device=generator.device).normal_(generator=generator)
 
 
-class Guided(nn.Module):
+class Guided(Composable, nn.Module):
     """(1 + w) E(x | y) - w E(x): the class counts for more than in the data (Ho and Salimans 2022)."""
 
     def __init__(self, energy: ImageEnergy, weight: float) -> None:

@@ -32,6 +32,7 @@ class ImageRecipe:
     model: str = "dsm"  # a name of `images.registry.MODELS`
     conditional: bool = False  # p(x | y) rather than p(x)
     data: str = "digits"  # a source's name, or an image store
+    condition: str = ""  # factors of the images, with commas between, that stand in place of their classes
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
     network: dict[str, Any] = field(default_factory=dict)  # settings of the model, see its Config
     training: TrainingConfig = field(default_factory=TrainingConfig)  # `episodes` counts images here
@@ -105,7 +106,8 @@ def fit_closed(
 
 
 def _open(recipe: ImageRecipe) -> ImageStore:
-    return open_images(recipe.data)
+    store = open_images(recipe.data)
+    return store.labelled_by([name.strip() for name in recipe.condition.split(",")]) if recipe.condition else store
 
 
 def _fresh(recipe: ImageRecipe, store: ImageStore) -> ImageModel:

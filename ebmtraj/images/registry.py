@@ -15,10 +15,12 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.baselines.densities import ClassGaussianModel, GaussianModel, MixtureModel
 from ebmtraj.images.baselines.vae import VAEModel
 from ebmtraj.images.classifier import ClassifierModel, JointCDModel
+from ebmtraj.images.concept import ConceptModel
 from ebmtraj.images.field import FieldModel
 from ebmtraj.images.joint import JointModel
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.noise_conditional import NoiseConditionalModel
+from ebmtraj.images.pair import PairModel
 from ebmtraj.images.pcd import PCDModel
 from ebmtraj.training.checkpoint import load_tensors, load_weights
 from ebmtraj.training.run import read_run
@@ -26,6 +28,8 @@ from ebmtraj.training.run import read_run
 MODELS: dict[str, type[ImageModel]] = {
     "dsm": NoiseConditionalModel,
     "pcd": PCDModel,
+    "concept": ConceptModel,
+    "pair": PairModel,
     "field": FieldModel,
     "jem": JointModel,
     "jem-cd": JointCDModel,

@@ -1,0 +1,107 @@
+"""Energies of images given a value and a place, whose sum is to hold for pairs that were never seen (paper 000, section 7)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ebmtraj.energies.base import Composable
+from ebmtraj.energies.concept import autograd_slope, shrunk
+from ebmtraj.energies.image_base import UnitGaussian
+from ebmtraj.nets.encoder import Encoder, class_codes
+
+Parts = Literal["sum", "joint", "joint-relative"]
+
+
+class PairEnergy(Composable, nn.Module):
+    """E(x, s | value, place) = |x|^2 / (2 (1 + s^2)) + (e_value + e_place) / s, or with one network told both.
+
+    Convolutions are pooled over places, so that the network of the value can't tell where; that of the place sees where each
+    pixel lies relative to it. "joint": one network is told value and place as features; "joint-relative": one network
+    sees the pixels relative to the place and is told the value.
+    """
+
+    values: Tensor
+    places: Tensor
+    value_codes: Tensor
+    place_codes: Tensor
+    where: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], classes: tuple[str, ...], *, parts: Parts = "sum", width: int = 16) -> None:
+        """`classes` name value, x and y, as "0.7,0.25,0.5": places go from 0 to 1 over the inner half of the picture."""
+        super().__init__()
+        self.event, self.base, self.parts = shape, UnitGaussian(), parts
+        rows = [name.split(",") for name in classes]
+        kinds, spots = sorted({row[0] for row in rows}), list(dict.fromkeys(",".join(row[1:]) for row in rows))
+        self.register_buffer("values", torch.tensor([kinds.index(row[0]) for row in rows]), persistent=False)
+        spot = {name: i for i, name in enumerate(spots)}
+        self.register_buffer("places", torch.tensor([spot[",".join(row[1:])] for row in rows]), persistent=False)
+        self.register_buffer("value_codes", class_codes(tuple(kinds)), persistent=False)
+        self.register_buffer("place_codes", class_codes(tuple(spots)), persistent=False)
+        centre = torch.tensor([[0.25 + 0.5 * float(part) for part in name.split(",")] for name in spots])
+        y, x = torch.meshgrid(
+            *((torch.arange(size) + 0.5) / size for size in shape[1:]),
+            indexing="ij",
+        )
+        self.register_buffer("where", torch.stack((x, y)), persistent=False)
+        self.register_buffer("centre", centre, persistent=False)
+        channels, high, wide = shape
+        told, spread = self.value_codes.shape[1], self.place_codes.shape[1]
+        beside = (channels + 2, high, wide)
+        self.nets = nn.ModuleList()
+        if parts == "sum":
+            self.nets.append(Encoder(shape, 1, width=width, stride=1, pool=True, extra=told))
+            self.nets.append(Encoder(beside, 1, width=width, stride=1, pool=True))
+        elif parts == "joint":
+            self.nets.append(Encoder(shape, 1, width=round(1.5 * width), stride=1, extra=told + spread))
+        else:
+            self.nets.append(Encoder(beside, 1, width=round(1.5 * width), stride=1, pool=True, extra=told))
+        for net in self.nets:
+            nn.init.normal_(net.output.weight, std=1e-2)  # type: ignore[union-attr, arg-type]
+
+    def terms(self, x: Tensor, label: Tensor, level: Tensor) -> list[Tensor]:
+        """Each network's energy, without the base, `(B,)`: of value and place, or of both."""
+        level, u = level.expand(len(x)), shrunk(x, level)
+        value, place = self.value_codes[self.values[label]], self.places[label]
+        relative = 4 * (self.where - self.centre[place, :, None, None])  # type: ignore[index, operator]
+        if self.parts == "sum":
+            out = [self.nets[0](u, level, value), self.nets[1](torch.cat((u, relative), 1), level)]
+        elif self.parts == "joint":
+            out = [self.nets[0](u, level, torch.cat((value, self.place_codes[place]), 1))]
+        else:
+            out = [self.nets[0](torch.cat((u, relative), 1), level, value)]
+        return [each.float().squeeze(1) / level for each in out]
+
+    def forward(self, x: Tensor, label: Tensor, level: Tensor) -> Tensor:
+        """Energies `(B,)` at level `()` or `(B,)`."""
+        total: Tensor = self.base(x, None, level.expand(len(x)))
+        for term in self.terms(x, label, level):
+            total = total + term
+        return total
+
+    def gradient(self, x: Tensor, label: Tensor, level: Tensor) -> Tensor:
+        """Gradient in x, `(B, *event)`."""
+        return autograd_slope(self, x, label, level)
+
+    def alone(self, number: int) -> Alone:
+        """One of the two energies of the sum, with the base."""
+        return Alone(self, number)
+
+
+class Alone(nn.Module):
+    """One part of a pair, as an energy by itself."""
+
+    def __init__(self, pair: PairEnergy, number: int) -> None:
+        super().__init__()
+        self.pair, self.number = pair, number
+
+    def forward(self, x: Tensor, label: Tensor, level: Tensor) -> Tensor:
+        """Energies `(B,)`."""
+        base: Tensor = self.pair.base(x, None, level.expand(len(x)))
+        return base + self.pair.terms(x, label, level)[self.number]
+
+    def gradient(self, x: Tensor, label: Tensor, level: Tensor) -> Tensor:
+        """Gradient in x, `(B, *event)`."""
+        return autograd_slope(self, x, label, level)
