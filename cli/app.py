@@ -12,6 +12,7 @@ from ebmtraj.cli import (
     attack,
     collect,
     compare,
+    continual,
     data,
     demo,
     diagnose,
@@ -73,6 +74,7 @@ app.command("cross-class")(restore.cross_class_command)
 app.command("distal")(restore.distal_command)
 app.command("attack")(attack.attack_command)
 app.add_typer(compare.app, name="compare")
+app.command("continual")(continual.continual_command)
 
 
 def main() -> None:
@@ -88,7 +90,7 @@ def main() -> None:
     except EbmtrajError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        resumable = sys.argv[1:2] in (["collect"], ["train"], ["policy"], ["data"], ["compare"])
+        resumable = sys.argv[1:2] in (["collect"], ["train"], ["policy"], ["data"], ["compare"], ["continual"])
         _fail("interrupted" + ("; run the same command with --resume to go on" if resumable else ""), 130)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what typer raises for a wrong option or value

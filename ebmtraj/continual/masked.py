@@ -1,0 +1,174 @@
+"""Our continual learner: one energy of all classes in one network, each class in its own fixed random part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ebmtraj.continual.learner import ClassScores, count
+from ebmtraj.continual.steps import WIDTH, StepsConfig, take_steps
+from ebmtraj.continual.tasks import Problem
+from ebmtraj.errors import EbmtrajError
+
+
+class MaskedNet(nn.Module):
+    """2 layers of 400 units, of which each class uses a fixed random share, `(B, D), (B,) -> (B, outputs)`.
+
+    Two classes share keep of each other's units and keep^2 of the weights between the layers. Masks as in context-dependent
+    gating (Masse et al. 2018), by class in place of by task.
+    """
+
+    mask1: Tensor
+    mask2: Tensor
+
+    def __init__(self, inputs: int, outputs: int, classes: int, keep: float, generator: torch.Generator) -> None:
+        """Weights and masks are drawn from `generator`."""
+        super().__init__()
+        self.entry, self.middle = nn.Linear(inputs, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.exit = nn.Linear(WIDTH, outputs, bias=False)  # a bias would be shared by all classes
+        for layer, fan in ((self.entry, inputs), (self.middle, keep * WIDTH), (self.exit, keep * WIDTH)):
+            nn.init.uniform_(layer.weight, -(fan**-0.5), fan**-0.5, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        size = max(1, round(keep * WIDTH))
+        for name in ("mask1", "mask2"):
+            order = torch.rand((classes, WIDTH), generator=generator, device=generator.device).argsort(1)
+            self.register_buffer(name, (order < size).float())
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """Outputs for images and their classes."""
+        h = F.silu(self.entry(x)) * self.mask1[label]
+        out: Tensor = self.exit(F.silu(self.middle(h)) * self.mask2[label])
+        return out
+
+    def of_class(self, x: Tensor, label: int) -> Tensor:
+        """As `forward` for one class, by its own units alone, which is far cheaper."""
+        a, b = self.mask1[label].bool(), self.mask2[label].bool()
+        h = F.silu(F.linear(x, self.entry.weight[a], self.entry.bias[a]))
+        h = F.silu(F.linear(h, self.middle.weight[b][:, a], self.middle.bias[b]))
+        return F.linear(h, self.exit.weight[:, b])
+
+    def free(self, seen: list[int]) -> list[Tensor]:
+        """1 where a weight is used by none of these classes, else 0; as the parameters."""
+        a, b = self.mask1[seen], self.mask2[seen]
+        taken1, taken2 = a.amax(0) if seen else a.sum(0), b.amax(0) if seen else b.sum(0)
+        between = torch.einsum("ci,cj->ij", b, a).clamp_max(1.0)
+        return [(1 - taken1)[:, None], 1 - taken1, 1 - between, 1 - taken2, (1 - taken2)[None, :]]
+
+
+@dataclass(frozen=True)
+class MaskedConfig(StepsConfig):
+    """The masked energy E(x | y) = |x - f(x; m_y)|^2 / 2 s^2."""
+
+    steps: int = 300
+    keep: float = 0.2  # share of each layer that a class uses
+    # denoise: |f(x + s n) - x|^2; score: the same of x - s^2 grad E, whose gradient also goes through f's own slope
+    objective: Literal["denoise", "score"] = "denoise"
+    noise: float = 0.6  # s, in units of the pixels' spread
+    hold: bool = True  # weights that an earlier class uses stay as they are; new classes may still use them
+    shift: bool = False  # take off each class's mean energy over its own training images, one stored number a class
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.keep <= 1 or not self.noise > 0:
+            raise EbmtrajError(f"settings: keep = {self.keep}, noise = {self.noise}; it needs 0 < keep <= 1 and noise > 0")
+
+
+class MaskedEBM(ClassScores):
+    """Learn to undo noise (denoising score matching, Vincent 2011); the energy is how far an image lies from its denoised self.
+
+    f is trained on |f(x + s n) - x|^2, so that (x - f(x)) / s^2 is the score of the class's images under noise s up to its
+    sign, and E is s^2 / 2 times its square: 0 on the images, whatever the class, which is what makes energies of classes that
+    were never seen together comparable.
+    """
+
+    name = "ebm"
+    title = "masked EBM"
+    Config = MaskedConfig
+    config: MaskedConfig
+
+    def __init__(self, problem: Problem, config: MaskedConfig | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
+        super().__init__(problem, config, seed, device)
+        self.net = self._make()
+        self.offset = torch.zeros(problem.classes, device=self.device)
+
+    def _make(self) -> MaskedNet:
+        size = self.problem.size
+        return MaskedNet(size, size, self.problem.classes, self.config.keep, self.generator).to(self.device)
+
+    def _free(self) -> list[Tensor]:
+        """What may change: 1, else 0; as the parameters."""
+        return self.net.free(self.seen if self.config.hold else [])
+
+    def _learn(self, x: Tensor, y: Tensor, classes: tuple[int, ...]) -> None:
+        clean, parameters, free = self.unit(x), list(self.net.parameters()), self._free()
+
+        def loss(index: Tensor) -> Tensor:
+            noise = torch.empty_like(clean[index]).normal_(generator=self.generator)
+            noisy = clean[index] + self.config.noise * noise
+            if self.config.objective == "denoise":
+                back = self.net(noisy, y[index])
+            else:
+                noisy.requires_grad_(True)
+                half = 0.5 * (noisy - self.net(noisy, y[index])).square().sum()
+                back = noisy - torch.autograd.grad(half, noisy, create_graph=True)[0]
+            return (back - clean[index]).square().sum(1).mean()
+
+        def hold() -> None:
+            for p, each in zip(parameters, free, strict=True):
+                if p.grad is not None:
+                    p.grad.mul_(each)
+
+        take_steps(self.name, parameters, loss, len(x), self.config, self.generator, before=hold)
+        for label in classes:
+            self.offset[label] = self._energy(x[y == label], label).mean()
+
+    @torch.no_grad()
+    def _energy(self, x: Tensor, label: int) -> Tensor:
+        unit = self.unit(x)
+        return (unit - self.net.of_class(unit, label)).square().sum(1) / (2 * self.config.noise**2)
+
+    def energies(self, x: Tensor) -> Tensor:
+        """E(x | y), less each class's stored shift where there is one."""
+        found = torch.zeros((len(x), self.problem.classes), device=self.device)
+        for label in self.seen:
+            found[:, label] = self._energy(x, label) - (self.offset[label] if self.config.shift else 0.0)
+        return found
+
+    def memory(self) -> int:
+        """The weights, and a shift a class where it is used; masks come back from the seed."""
+        return count(self.net) + (self.problem.classes if self.config.shift else 0)
+
+
+class SeparateNets(MaskedEBM):
+    """The same energy with a network of its own for each class: as many times the memory, nothing is shared."""
+
+    name = "separate"
+    title = "a network for each class, same energy"
+
+    def _make(self) -> MaskedNet:
+        self.nets = [
+            MaskedNet(self.problem.size, self.problem.size, self.problem.classes, 1.0, self.generator).to(self.device)
+            for _ in range(self.problem.classes)
+        ]
+        return self.nets[0]
+
+    def _learn(self, x: Tensor, y: Tensor, classes: tuple[int, ...]) -> None:
+        for label in classes:
+            self.net = self.nets[label]
+            super()._learn(x[y == label], y[y == label], (label,))
+
+    def _free(self) -> list[Tensor]:
+        return self.net.free([])
+
+    def _energy(self, x: Tensor, label: int) -> Tensor:
+        self.net = self.nets[label]
+        return super()._energy(x, label)
+
+    def memory(self) -> int:
+        """All networks."""
+        return sum(map(count, self.nets)) + (self.problem.classes if self.config.shift else 0)
