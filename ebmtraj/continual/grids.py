@@ -9,19 +9,19 @@ from typing import Any
 _SLOPES = (3e-4, 1e-3)
 _SOFTMAX: Mapping[str, Sequence[Any]] = {"learning_rate": _SLOPES, "heads": ("seen", "own")}
 GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
-    "ebm": {"keep": (0.1, 0.2), "noise": (0.3, 0.6, 1.0)},
-    "ebm-shift": {"noise": (0.3, 0.6, 1.0)},
+    "ebm": {"keep": (0.1, 0.2), "noise": (0.3, 0.6, 1.0, 1.5)},
+    "ebm-shift": {"noise": (0.3, 0.6, 1.0, 1.5)},
     "ebm-free": {"keep": (0.05, 0.1), "noise": (0.6, 1.0), "learning_rate": _SLOPES},
     "ebm-cd": {"keep": (0.1, 0.2), "learning_rate": _SLOPES},
     "paper-ebm": {"gated": (1, 2), "gate_spread": (0.5, 1.0, 2.0), "learning_rate": _SLOPES},
     "label-contrast": {"gated": (1, 2), "gate_spread": (0.5, 1.0, 2.0), "learning_rate": _SLOPES},
-    "vae": {"latent": (5, 10, 20), "learning_rate": _SLOPES},
+    "vae": {"latent": (5, 20), "learning_rate": _SLOPES},
     "fine-tune": {"steps": (50, 200), **_SOFTMAX},
     "ewc": {"weight": (1e1, 1e3, 1e5), **_SOFTMAX},
     "online-ewc": {"weight": (1e1, 1e3, 1e5), **_SOFTMAX},
     "si": {"weight": (1.0, 10.0, 100.0), **_SOFTMAX},
     "lwf": {"weight": (0.3, 1.0, 3.0, 10.0), **_SOFTMAX},
-    "separate": {"noise": (0.3, 0.6, 1.0), "learning_rate": _SLOPES},
+    "separate": {"noise": (0.3, 0.6, 1.0, 1.5)},
     "nearest-mean": {},
     "class-gaussian": {"ridge": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)},
     "tilt": {"ridge": (0.01, 0.03, 0.1, 0.3, 1.0), "learning_rate": _SLOPES},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,9 +159,12 @@ class SeparateNets(MaskedEBM):
         return self.nets[0]
 
     def _learn(self, x: Tensor, y: Tensor, classes: tuple[int, ...]) -> None:
+        whole = self.config
+        self.config = dataclasses.replace(whole, steps=max(1, whole.steps // len(classes)))  # as many a task as one network
         for label in classes:
             self.net = self.nets[label]
             super()._learn(x[y == label], y[y == label], (label,))
+        self.config = whole
 
     def _free(self) -> list[Tensor]:
         return self.net.free([])
