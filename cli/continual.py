@@ -17,7 +17,9 @@ def continual_command(
     scenario: Annotated[str, typer.Option(help="class, task, domain (incremental), several with commas, or all.")] = "class",
     seeds: Annotated[int, typer.Option(help="Runs of each learner, from --first-seed on.", min=1)] = 10,
     first_seed: Annotated[int, typer.Option(help="The first seed.", min=0, max=2**31)] = 0,
-    data: Annotated[str, typer.Option(help="A source's name, such as digits or sprites-28, or a labelled image store.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="A source's name, such as digits or sprites-28, or a labelled image store.")
+    ] = "digits",
     tasks: Annotated[str | None, typer.Option(help='Classes of each task, e.g. "0,1|2,3". [default: by --per-task]')] = None,
     per_task: Annotated[int, typer.Option(help="Classes a task, in their order.", min=1)] = 2,
     split: Annotated[str, typer.Option(help="test, or validation to choose settings.")] = "test",
@@ -35,8 +37,8 @@ def continual_command(
     """Learn tasks one after the other with each learner, and measure accuracy, forgetting, memory and time.
 
     Tasks are classes of labelled images. What is asked afterwards is one of three scenarios, which are never mixed: class
-    (which of all classes?), task (which of this task's?), domain (which place in its task?). No learner but those marked sees
-    images of earlier tasks again. --set changes settings of one learner, or of all that have them: --set ebm.keep=0.3,
+    (which of all classes?), task (which of this task's?), domain (which place in its task?). No learner but those marked
+    sees images of earlier tasks again. --set changes settings of one learner, or of all that have them: --set ebm.keep=0.3,
     --set all.steps=500. What was interrupted goes on with --resume, to the same table.
 
     Example: ebmtraj continual --learners ebm,ewc,class-gaussian --seeds 3 --data digits
@@ -102,3 +104,91 @@ def _line(job: Any, outcome: dict[str, Any], count: str) -> str:
         return f"{count} {job.label}: {outcome['diverged']}"
     said = ", ".join(f"{each} {100 * facts['accuracy']:.1f} %" for each, facts in outcome["courses"].items())
     return f"{count} {job.label}: {said}"
+
+
+def continual_robot_command(
+    learners: Annotated[str, typer.Option(help="all, or names with commas between: mixture,fine-tune,...")] = "all",
+    seeds: Annotated[int, typer.Option(help="Runs of each learner, from --first-seed on.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first seed.", min=0, max=2**31)] = 0,
+    episodes: Annotated[int, typer.Option(help="Episodes that are collected of each behaviour.", min=20)] = 240,
+    data_seed: Annotated[int, typer.Option(help="Of the collection.", min=0)] = 0,
+    stores: Annotated[
+        str | None, typer.Option(help="Stores with commas between, one a behaviour. [default: six axes are collected]")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps on each behaviour.", min=1)] = 2000,
+    horizon: Annotated[int, typer.Option(help="Steps of a future.", min=1)] = 20,
+    split: Annotated[str, typer.Option(help="test, or validation to choose settings.")] = "test",
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/continual_robot.json"),
+    runs: Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn a robot's behaviours one after the other with a transition energy, and test its futures on all of them.
+
+    The behaviours are the six axes that the shipped policy turns the cube about, collected first, or those of --stores. A
+    future is scored by its energy score (less is better); which behaviour a test is of is not told, unless a row says so.
+
+    Example: ebmtraj continual-robot --seeds 1 --learners mixture,fine-tune
+    """
+    from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.continual_robot import (
+        AXES,
+        RobotTrial,
+        choose_behaviour_learners,
+        collect_behaviours,
+        prepare_robot,
+        robot_results,
+        run_robot,
+    )
+    from ebmtraj.report.continual_table import rich_robot
+    from ebmtraj.runs import write_json
+
+    if resume and overwrite:
+        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on, the second replaces all runs")
+    if out.suffix != ".json":
+        raise EbmtrajError(f"--out {out}: give a path that ends in .json")
+    if out.exists() and not (resume or overwrite):
+        raise EbmtrajError(f"{out} exists; give another --out, --resume to go on, or --overwrite to replace it and its runs")
+    chosen, folder = choose_behaviour_learners(learners), runs or out.with_suffix("")
+    if split not in ("validation", "test"):
+        raise EbmtrajError(f"--split {split}: learners are trained on train; use test, or validation to choose settings")
+    collected: dict[str, Any] = {}
+    if stores is None:
+        length = 30 + horizon
+        collected = {"policy": "trained", "episodes": episodes, "steps": length, "seed": data_seed}
+        say(f"collecting {len(AXES)} x {episodes} episodes of {length} steps")
+        paths = collect_behaviours(folder.with_name(f"{folder.name}-data"), episodes, length, data_seed, workers or 0)
+        names: tuple[str, ...] = AXES
+    else:
+        paths = tuple(path.strip() for path in stores.split(",") if path.strip())
+        names = tuple(Path(path).stem for path in paths)
+        if len(paths) < 2 or len(set(paths)) < len(paths):
+            raise EbmtrajError(f"--stores {stores!r}: give at least two different stores, one a behaviour")
+    trial = RobotTrial(
+        stores=paths,
+        names=names,
+        learners=chosen,
+        seeds=tuple(range(first_seed, first_seed + seeds)),
+        runs=folder,
+        steps=steps,
+        split=split,
+        horizon=horizon,
+        collected=collected,
+    )
+    jobs = prepare_robot(trial, resume=resume, overwrite=overwrite)
+    began = time.perf_counter()
+    with watched(jobs) as count:
+        run_robot(
+            jobs,
+            workers=workers or 0,
+            on_done=lambda job, outcome: say(f"{count()} {job.label}: {outcome['seconds']:.0f} s"),
+        )
+    found = robot_results(jobs, command=command_line())
+    write_json(out, found)
+    if json_:
+        print_json({"out": str(out), "runs": str(folder), **found})
+        return
+    stderr.print(rich_robot(found))
+    say(f"wrote {out} ({time.perf_counter() - began:.0f} s)")

@@ -74,13 +74,13 @@ class ContrastiveConfig(StepsConfig):
         if self.alpha < 0 or self.buffer < 1 or not 0 <= self.fresh <= 1 or self.gate_spread < 0 or self.gated not in (1, 2):
             raise EbmtrajError(
                 f"settings: alpha = {self.alpha}, buffer = {self.buffer}, fresh = {self.fresh}, gate_spread = "
-                f"{self.gate_spread}, gated = {self.gated}; it needs alpha and gate_spread >= 0, buffer >= 1, 0 <= fresh <= 1 "
-                "and gated 1 or 2"
+                f"{self.gate_spread}, gated = {self.gated}; it needs alpha and gate_spread >= 0, buffer >= 1, "
+                "0 <= fresh <= 1 and gated 1 or 2"
             )
 
 
 class GatedEBM(ClassScores):
-    """The paper's conditional energy: contrastive divergence with a replay buffer of samples of the present task (Algorithm 1).
+    """The paper's conditional energy: contrastive divergence with a buffer of samples of the present task (Algorithm 1).
 
     Negatives are of present classes only, so that what is pushed up is what these classes look like to the model.
     """
@@ -171,7 +171,9 @@ class LabelContrast(ClassScores):
     Config = LabelConfig
     config: LabelConfig
 
-    def __init__(self, problem: Problem, config: LabelConfig | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, problem: Problem, config: LabelConfig | None = None, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__(problem, config, seed, device)
         net = GatedNet(problem.size, problem.classes, self.config.gate_spread, self.config.gated, self.generator)
         self.energy = EnergyOf(net).to(self.device)
@@ -194,7 +196,9 @@ class LabelContrast(ClassScores):
     def energies(self, x: Tensor) -> Tensor:
         """E(x | y)."""
         unit = self.unit(x)
-        found = [self.energy(unit, torch.full((len(x),), label, device=self.device)) for label in range(self.problem.classes)]
+        found = [
+            self.energy(unit, torch.full((len(x),), label, device=self.device)) for label in range(self.problem.classes)
+        ]
         return torch.stack(found, dim=1)
 
     def memory(self) -> int:

@@ -1,4 +1,4 @@
-"""What tables of continual learning leave out: means and Gaussians of classes forget nothing; and a Gaussian tilted by an energy."""
+"""What tables of continual learning leave out: means and Gaussians of classes forget nothing; and Gaussians, tilted."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ebmtraj.continual.tasks import Problem
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.nets.mlp import LevelFeatures
 
+GAIN = 3.0  # of the tilt's weights at the start
+
 
 @dataclass(frozen=True)
 class MeanConfig:
@@ -29,7 +31,9 @@ class NearestMean(ClassScores):
     Config = MeanConfig
     neural = False
 
-    def __init__(self, problem: Problem, config: MeanConfig | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, problem: Problem, config: MeanConfig | None = None, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__(problem, config, seed, device)
         self.means = torch.zeros(problem.classes, problem.size, device=self.device)
 
@@ -66,7 +70,9 @@ class ClassGaussian(ClassScores):
     config: GaussianConfig
     neural = False
 
-    def __init__(self, problem: Problem, config: GaussianConfig | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, problem: Problem, config: GaussianConfig | None = None, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__(problem, config, seed, device)
         self.bases = Bases(problem, self.device)
 
@@ -121,19 +127,21 @@ class TiltConfig(StepsConfig):
     """A masked network that tilts class Gaussians."""
 
     steps: int = 300
+    learning_rate: float = 3e-3
     ridge: float = 0.03
     keep: float = 0.2
     low: float = 0.2  # least and greatest noise level, in units of the pixels' spread
     high: float = 3.0
     levels: int = 8  # of the sum that stands for the integral
-    draws: int = 2  # of noise at each, each with its negative
+    draws: int = 4  # of noise at each, each with its negative
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.ridge > 0 or not 0 < self.keep <= 1 or not 0 < self.low < self.high or self.levels < 1 or self.draws < 1:
             raise EbmtrajError(
                 f"settings: ridge = {self.ridge}, keep = {self.keep}, low = {self.low}, high = {self.high}, levels = "
-                f"{self.levels}, draws = {self.draws}; it needs ridge > 0, 0 < keep <= 1, 0 < low < high, levels and draws >= 1"
+                f"{self.levels}, draws = {self.draws}; it needs ridge > 0, 0 < keep <= 1, 0 < low < high and "
+                "levels and draws >= 1"
             )
 
 
@@ -142,9 +150,9 @@ class TiltedGaussian(ClassScores):
 
     Along principal axes, a Gaussian's expected clean image under noise s errs by sqrt(v s^2 / (v + s^2)) e with e ~ N(0, 1)
     where the class is a Gaussian. The network predicts e from the whitened noisy image; by how much it does is the tilt:
-    t(x) = integral over ln s of E sum_i v_i / (v_i + s^2) (e_i^2 - (e_i - f_i)^2), the difference of two denoisers' pointwise
-    losses (I-MMSE; Kong et al. 2023, equation 9). f is scaled by a number in [0, 1] that fits best on a tenth of the class's
-    images, which the network is not trained on. Weights that an earlier class uses are held.
+    t(x) = integral over ln s of E sum_i v_i / (v_i + s^2) (e_i^2 - (e_i - f_i)^2), the difference of two denoisers'
+    pointwise losses (I-MMSE; Kong et al. 2023, equation 9). f is scaled by a number in [0, 1] that fits best on a tenth of
+    the class's images, which the network is not trained on. Weights that an earlier class uses are held.
     """
 
     name = "tilt"
@@ -152,16 +160,20 @@ class TiltedGaussian(ClassScores):
     Config = TiltConfig
     config: TiltConfig
 
-    def __init__(self, problem: Problem, config: TiltConfig | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, problem: Problem, config: TiltConfig | None = None, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__(problem, config, seed, device)
         self.bases, self.features = Bases(problem, self.device), LevelFeatures(4).to(self.device)
         inputs = problem.size + self.features.size
-        self.net = MaskedNet(inputs, problem.size, problem.classes, self.config.keep, self.generator).to(self.device)
+        # whitened images that are no Gaussian's differ from one in odd powers, which a small swish network hardly has
+        net = MaskedNet(inputs, problem.size, problem.classes, self.config.keep, self.generator, gain=GAIN)
+        self.net = net.to(self.device)
         torch.nn.init.zeros_(self.net.exit.weight)  # no tilt at first
         self.trust = torch.zeros(problem.classes, device=self.device)
 
     def _learn(self, x: Tensor, y: Tensor, classes: tuple[int, ...]) -> None:
-        c, parameters, free = self.config, list(self.net.parameters()), self.net.free(self.seen)
+        c, part = self.config, self.net.part(classes, self.seen)
         unit, clean = self.unit(x), torch.zeros_like(x)
         for label in classes:
             self.bases.fit(label, unit[y == label], c.ridge)
@@ -173,21 +185,17 @@ class TiltedGaussian(ClassScores):
             noise = torch.empty_like(clean[index]).normal_(generator=self.generator)
             variance = self.bases.variance[y[index]]
             z, error, weight = _standing(clean[index], noise, level, variance)
-            f = self.net(torch.cat((z, self.features(level[:, 0])), dim=1), y[index])
+            f = part(torch.cat((z, self.features(level[:, 0])), dim=1), y[index])
             return (weight * (error - f).square()).sum(1).mean()
-
-        def hold() -> None:
-            for p, each in zip(parameters, free, strict=True):
-                if p.grad is not None:
-                    p.grad.mul_(each)
 
         spare = torch.arange(len(x), device=self.device) % 10 == 0  # images that the network never sees
         clean_spare, y_spare = clean[spare], y[spare]
         clean, y = clean[~spare], y[~spare]
-        take_steps(self.name, parameters, loss, len(clean), c, self.generator, before=hold)
+        take_steps(self.name, list(part.parameters()), loss, len(clean), c, self.generator, before=part.hold)
+        part.put_back(self.net)
         for label in classes:
             if bool((y_spare == label).any()):
-                agrees, squares = self._moments(clean_spare[y_spare == label], label)
+                agrees, squares = self._moments(clean_spare[y_spare == label], label, alike=False)
                 self.trust[label] = (agrees.sum() / squares.sum().clamp_min(1e-12)).clamp(0, 1)
 
     @torch.no_grad()
@@ -206,18 +214,18 @@ class TiltedGaussian(ClassScores):
         return 2 * a * agrees - a**2 * squares
 
     @torch.no_grad()
-    def _moments(self, clean: Tensor, label: int) -> tuple[Tensor, Tensor]:
-        """The integrals of sum_i w_i e_i f_i and of sum_i w_i f_i^2, `(B,)` each."""
+    def _moments(self, clean: Tensor, label: int, *, alike: bool = True) -> tuple[Tensor, Tensor]:
+        """The integrals of sum_i w_i e_i f_i and of sum_i w_i f_i^2, `(B,)` each; `alike`: the same noise for all images."""
         c = self.config
         axes = self.bases.axes[label]
         assert axes is not None
-        generator = torch.Generator(device=self.device).manual_seed(0)  # the same noise in the image, whatever the class
+        generator = torch.Generator(device=self.device).manual_seed(0)  # and for all classes
         width = math.log(c.high / c.low) / c.levels
         agrees, squares = torch.zeros(len(clean), device=clean.device), torch.zeros(len(clean), device=clean.device)
         for number in range(c.levels):
             level = torch.full((len(clean), 1), c.low * math.exp((number + 0.5) * width), device=clean.device)
             for _ in range(c.draws):
-                drawn = torch.empty_like(clean).normal_(generator=generator) @ axes
+                drawn = torch.empty_like(clean[:1] if alike else clean).normal_(generator=generator) @ axes
                 for noise in (drawn, -drawn):
                     z, error, weight = _standing(clean, noise, level, self.bases.variance[label])
                     f = self.net.of_class(torch.cat((z, self.features(level[:, 0])), dim=1), label)
@@ -232,7 +240,7 @@ class TiltedGaussian(ClassScores):
 
 
 def _standing(clean: Tensor, noise: Tensor, level: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The whitened noisy coordinates, the Gaussian denoiser's error in its own spread, and the error's weight, `(B, D)` each."""
+    """The whitened noisy coordinates, the Gaussian denoiser's error in its spread, and the error's weight, `(B, D)` each."""
     noisy = clean + level * noise
     share = variance / (variance + level**2)
     return noisy * (variance + level**2).rsqrt(), (clean - share * noisy) / (level * share.sqrt()), share

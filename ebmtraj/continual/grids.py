@@ -1,4 +1,4 @@
-"""The settings that are tried for each learner, on validation images and seeds of their own; the best mean accuracy is kept."""
+"""The settings that are tried for each learner, on validation images and seeds of their own; the best mean is kept."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "lwf": {"weight": (0.3, 1.0, 3.0, 10.0), **_SOFTMAX},
     "separate": {"noise": (0.3, 0.6, 1.0, 1.5)},
     "nearest-mean": {},
-    "class-gaussian": {"ridge": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)},
-    "tilt": {"ridge": (0.01, 0.03, 0.1, 0.3, 1.0), "learning_rate": _SLOPES},
+    "class-gaussian": {"ridge": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)},
+    "tilt": {"ridge": (0.01, 0.03, 0.1, 0.3, 1.0), "learning_rate": (1e-3, 3e-3)},
     "replay": {"learning_rate": _SLOPES},
     "joint": {"learning_rate": _SLOPES},
 }

@@ -42,7 +42,8 @@ class Learner(abc.ABC):
     def observe(self, task: Task) -> None:
         """Learn the next task.
 
-        Raises `EbmtrajError` where the task has no labels, or labels that are not its own, and for a task that is out of turn.
+        Raises `EbmtrajError` where the task has no labels, or labels that are not its own, and for a task that is out of
+        turn.
         """
         number = self.number
         if number == len(self.problem.plan):
@@ -53,8 +54,8 @@ class Learner(abc.ABC):
             raise EbmtrajError(f"learner {self.name} needs labels, and task {task.number} has none; label its images")
         if task.x.dim() != 2 or task.x.shape[1] != self.problem.size or len(task.x) != len(task.y) or not len(task.x):
             raise EbmtrajError(
-                f"learner {self.name}: task {task.number} has images {tuple(task.x.shape)} and {len(task.y)} labels; it needs "
-                f"(N, {self.problem.size}) and N labels, N >= 1"
+                f"learner {self.name}: task {task.number} has images {tuple(task.x.shape)} and {len(task.y)} labels; "
+                f"it needs (N, {self.problem.size}) and N labels, N >= 1"
             )
         if not bool(torch.isin(task.y, torch.tensor(task.classes, device=task.y.device)).all()):
             raise EbmtrajError(f"learner {self.name}: task {task.number} has labels of classes that are not its own")

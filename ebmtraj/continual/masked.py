@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,13 +27,16 @@ class MaskedNet(nn.Module):
     mask1: Tensor
     mask2: Tensor
 
-    def __init__(self, inputs: int, outputs: int, classes: int, keep: float, generator: torch.Generator) -> None:
-        """Weights and masks are drawn from `generator`."""
+    def __init__(
+        self, inputs: int, outputs: int, classes: int, keep: float, generator: torch.Generator, gain: float = 1.0
+    ) -> None:
+        """Weights, `gain` times the usual size, and masks are drawn from `generator`."""
         super().__init__()
         self.entry, self.middle = nn.Linear(inputs, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.exit = nn.Linear(WIDTH, outputs, bias=False)  # a bias would be shared by all classes
         for layer, fan in ((self.entry, inputs), (self.middle, keep * WIDTH), (self.exit, keep * WIDTH)):
-            nn.init.uniform_(layer.weight, -(fan**-0.5), fan**-0.5, generator=generator)
+            bound = gain * fan**-0.5
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         size = max(1, round(keep * WIDTH))
@@ -53,12 +57,56 @@ class MaskedNet(nn.Module):
         h = F.silu(F.linear(h, self.middle.weight[b][:, a], self.middle.bias[b]))
         return F.linear(h, self.exit.weight[:, b])
 
-    def free(self, seen: list[int]) -> list[Tensor]:
+    def free(self, seen: Sequence[int]) -> list[Tensor]:
         """1 where a weight is used by none of these classes, else 0; as the parameters."""
-        a, b = self.mask1[seen], self.mask2[seen]
-        taken1, taken2 = a.amax(0) if seen else a.sum(0), b.amax(0) if seen else b.sum(0)
+        a, b = self.mask1[list(seen)], self.mask2[list(seen)]
+        taken1, taken2 = a.amax(0) if len(seen) else a.sum(0), b.amax(0) if len(seen) else b.sum(0)
         between = torch.einsum("ci,cj->ij", b, a).clamp_max(1.0)
         return [(1 - taken1)[:, None], 1 - taken1, 1 - between, 1 - taken2, (1 - taken2)[None, :]]
+
+    def part(self, classes: Sequence[int], seen: Sequence[int] = ()) -> MaskedPart:
+        """The units that some of `classes` use, to be trained by themselves; weights that `seen` classes use are held."""
+        return MaskedPart(self, classes, seen)
+
+
+class MaskedPart(nn.Module):
+    """The units of a masked network that some classes use: the same outputs and gradients, several times as fast."""
+
+    def __init__(self, whole: MaskedNet, classes: Sequence[int], seen: Sequence[int]) -> None:
+        """Takes a copy of the weights; `put_back` returns them."""
+        super().__init__()
+        self.a, self.b = (mask[list(classes)].amax(0).nonzero()[:, 0] for mask in (whole.mask1, whole.mask2))
+        self.mask1, self.mask2 = whole.mask1[:, self.a], whole.mask2[:, self.b]
+        self.weights = nn.ParameterList(
+            [nn.Parameter(each.detach().clone()) for each in self._cut(list(whole.parameters()))]
+        )
+        held = [each.expand_as(p) for each, p in zip(whole.free(seen), whole.parameters(), strict=True)]
+        self.free = self._cut(held)
+
+    def _cut(self, whole: list[Tensor]) -> list[Tensor]:
+        entry, entry_bias, middle, middle_bias, last = whole
+        a, b = self.a, self.b
+        return [entry[a], entry_bias[a], middle[b][:, a], middle_bias[b], last[:, b]]
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """As `MaskedNet.forward`, for these classes."""
+        entry, entry_bias, middle, middle_bias, last = self.weights
+        h = F.silu(F.linear(x, entry, entry_bias)) * self.mask1[label]
+        return F.linear(F.silu(F.linear(h, middle, middle_bias)) * self.mask2[label], last)
+
+    def hold(self) -> None:
+        """Take the gradient off weights that are held, before a step."""
+        for p, free in zip(self.weights, self.free, strict=True):
+            if p.grad is not None:
+                p.grad.mul_(free)
+
+    @torch.no_grad()
+    def put_back(self, whole: MaskedNet) -> None:
+        """Give the weights back."""
+        entry, entry_bias, middle, middle_bias, last = self.weights
+        whole.entry.weight[self.a], whole.entry.bias[self.a] = entry, entry_bias
+        whole.middle.weight[self.b[:, None], self.a[None, :]], whole.middle.bias[self.b] = middle, middle_bias
+        whole.exit.weight[:, self.b] = last
 
 
 @dataclass(frozen=True)
@@ -80,11 +128,11 @@ class MaskedConfig(StepsConfig):
 
 
 class MaskedEBM(ClassScores):
-    """Learn to undo noise (denoising score matching, Vincent 2011); the energy is how far an image lies from its denoised self.
+    """Learn to undo noise (denoising score matching, Vincent 2011); the energy is how far that moves an image.
 
     f is trained on |f(x + s n) - x|^2, so that (x - f(x)) / s^2 is the score of the class's images under noise s up to its
-    sign, and E is s^2 / 2 times its square: 0 on the images, whatever the class, which is what makes energies of classes that
-    were never seen together comparable.
+    sign, and E is s^2 / 2 times its square: 0 on the images, whatever the class, which is what makes energies of classes
+    that were never seen together comparable.
     """
 
     name = "ebm"
@@ -92,7 +140,9 @@ class MaskedEBM(ClassScores):
     Config = MaskedConfig
     config: MaskedConfig
 
-    def __init__(self, problem: Problem, config: MaskedConfig | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, problem: Problem, config: MaskedConfig | None = None, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__(problem, config, seed, device)
         self.net = self._make()
         self.offset = torch.zeros(problem.classes, device=self.device)
@@ -101,30 +151,26 @@ class MaskedEBM(ClassScores):
         size = self.problem.size
         return MaskedNet(size, size, self.problem.classes, self.config.keep, self.generator).to(self.device)
 
-    def _free(self) -> list[Tensor]:
-        """What may change: 1, else 0; as the parameters."""
-        return self.net.free(self.seen if self.config.hold else [])
+    def _held(self) -> list[int]:
+        """The classes whose weights stay as they are."""
+        return self.seen if self.config.hold else []
 
     def _learn(self, x: Tensor, y: Tensor, classes: tuple[int, ...]) -> None:
-        clean, parameters, free = self.unit(x), list(self.net.parameters()), self._free()
+        clean, part = self.unit(x), self.net.part(classes, self._held())
 
         def loss(index: Tensor) -> Tensor:
             noise = torch.empty_like(clean[index]).normal_(generator=self.generator)
             noisy = clean[index] + self.config.noise * noise
             if self.config.objective == "denoise":
-                back = self.net(noisy, y[index])
+                back = part(noisy, y[index])
             else:
                 noisy.requires_grad_(True)
-                half = 0.5 * (noisy - self.net(noisy, y[index])).square().sum()
+                half = 0.5 * (noisy - part(noisy, y[index])).square().sum()
                 back = noisy - torch.autograd.grad(half, noisy, create_graph=True)[0]
             return (back - clean[index]).square().sum(1).mean()
 
-        def hold() -> None:
-            for p, each in zip(parameters, free, strict=True):
-                if p.grad is not None:
-                    p.grad.mul_(each)
-
-        take_steps(self.name, parameters, loss, len(x), self.config, self.generator, before=hold)
+        take_steps(self.name, list(part.parameters()), loss, len(x), self.config, self.generator, before=part.hold)
+        part.put_back(self.net)
         for label in classes:
             self.offset[label] = self._energy(x[y == label], label).mean()
 
@@ -166,8 +212,8 @@ class SeparateNets(MaskedEBM):
             super()._learn(x[y == label], y[y == label], (label,))
         self.config = whole
 
-    def _free(self) -> list[Tensor]:
-        return self.net.free([])
+    def _held(self) -> list[int]:
+        return []
 
     def _energy(self, x: Tensor, label: int) -> Tensor:
         self.net = self.nets[label]

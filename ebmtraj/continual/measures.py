@@ -15,7 +15,7 @@ def average_accuracy(matrix: ArrayLike, images: ArrayLike) -> float:
 
 
 def forgetting(matrix: ArrayLike) -> float:
-    """Mean over all but the last task of the best accuracy that it ever had less that in the end (Chaudhry et al. 2018, eq. 2-3).
+    """Mean over all but the last task of its best accuracy ever less that in the end (Chaudhry et al. 2018, equations 2-3).
 
     Negative where later tasks helped; 0 where there is one task only.
     """
@@ -27,7 +27,7 @@ def forgetting(matrix: ArrayLike) -> float:
 
 
 def forward_transfer(matrix: ArrayLike, chance: ArrayLike) -> float | None:
-    """Mean over all but the first task of the accuracy just before it is learnt less chance (Lopez-Paz & Ranzato 2017, eq. 4).
+    """Mean over all but the first task of its accuracy before it is learnt less chance (Lopez-Paz & Ranzato 2017, eq. 4).
 
     `chance` `(T,)`; None where there is one task only.
     """
@@ -38,9 +38,9 @@ def forward_transfer(matrix: ArrayLike, chance: ArrayLike) -> float | None:
 def energy_offsets(energies: ArrayLike, right: ArrayLike) -> dict[str, float]:
     """How well energies of classes compare: `(N, C)` of held-out images, `(N,)` their classes.
 
-    `own_spread`: the standard deviation over classes of their mean energy on own images, which would be 0 if all classes were
-    scaled alike; `margin`: by how much the lowest wrong energy exceeds the right one in the mean; `offset`: the first over the
-    second, small where classes are confused by what images look like and not by how their energies are scaled.
+    `own_spread`: the standard deviation over classes of their mean energy on own images, which would be 0 if all classes
+    were scaled alike; `margin`: by how much the lowest wrong energy exceeds the right one in the mean; `offset`: the first
+    over the second, small where classes are confused by what images look like and not by how their energies are scaled.
     """
     energy, label = np.asarray(energies, np.float64), np.asarray(right, np.int64)
     own = energy[np.arange(len(label)), label]

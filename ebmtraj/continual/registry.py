@@ -1,8 +1,8 @@
 """Every continual learner by name: to add one, write its class in a file of this folder and a line here.
 
 The contract, which one test holds every entry to, is that of `Learner`: it observes tasks in turn and predicts at any time,
-the same seed gives the same predictions, images of earlier tasks are kept only where it says so, and the shift of a test image
-changes nothing in it.
+the same seed gives the same predictions, images of earlier tasks are kept only where it says so, and the shift of a test
+image changes nothing in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from ebmtraj.continual.contrastive import GatedEBM, LabelContrast, MaskedContras
 from ebmtraj.continual.gaussians import ClassGaussian, NearestMean, TiltedGaussian
 from ebmtraj.continual.learner import Learner
 from ebmtraj.continual.masked import MaskedEBM, SeparateNets
-from ebmtraj.continual.softmax import EWC, FineTune, Joint, LearningWithoutForgetting, OnlineEWC, Replay, SynapticIntelligence
+from ebmtraj.continual.softmax import (
+    EWC,
+    FineTune,
+    Joint,
+    LearningWithoutForgetting,
+    OnlineEWC,
+    Replay,
+    SynapticIntelligence,
+)
 from ebmtraj.continual.tasks import Problem
 from ebmtraj.continual.vae import ConditionalVAE
 from ebmtraj.errors import EbmtrajError

@@ -70,7 +70,9 @@ def _course(stream: Stream, learner: Learner, scenarios: Sequence[Scenario]) -> 
         energies = learner.energies(x) if isinstance(learner, ClassScores) else None
         for each in scenarios:
             learner.problem = stream.problem(each)
-            scores = learner.answers(energies) if isinstance(learner, ClassScores) and energies is not None else learner.scores(x)
+            scores = (
+                learner.answers(energies) if isinstance(learner, ClassScores) and energies is not None else learner.scores(x)
+            )
             right = learner.problem.right(y)
             told = [learner.allowed(part, place) for place, part in enumerate(scores.split(sizes))]
             matrices[each][number] = [

@@ -1,4 +1,4 @@
-"""Classifiers with a softmax over 2 layers of 400: plain fine-tuning, those that hold on to old weights or answers, replay."""
+"""Classifiers with a softmax over 2 layers of 400: fine-tuning, those that hold on to old weights or answers, replay."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Heads = Literal["seen", "own"]
 class SoftmaxConfig(StepsConfig):
     """Settings of a classifier."""
 
-    # Over which classes the softmax of a task's loss runs, in the class-incremental scenario: all seen so far (the usual), or
-    # the task's own, which leaves old classes' outputs alone (Zeno et al. 2018, the "labels trick").
+    # Over which classes the softmax of a task's loss runs, in the class-incremental scenario: all seen so far (the usual),
+    # or the task's own, which leaves old classes' outputs alone (Zeno et al. 2018, the "labels trick").
     heads: Heads = "seen"
 
 
@@ -104,13 +104,13 @@ class PenaltyConfig(SoftmaxConfig):
         super().__post_init__()
         if self.weight < 0 or not 0 <= self.decay_old <= 1 or not self.damping > 0:
             raise EbmtrajError(
-                f"settings: weight = {self.weight}, decay_old = {self.decay_old}, damping = {self.damping}; it needs weight >= 0, "
-                "0 <= decay_old <= 1 and damping > 0"
+                f"settings: weight = {self.weight}, decay_old = {self.decay_old}, damping = {self.damping}; it needs "
+                "weight >= 0, 0 <= decay_old <= 1 and damping > 0"
             )
 
 
 class EWC(FineTune):
-    """Elastic weight consolidation: one penalty a task, by the diagonal of its Fisher information (Kirkpatrick et al. 2017)."""
+    """Elastic weight consolidation: one penalty a task, by its diagonal Fisher information (Kirkpatrick et al. 2017)."""
 
     name = "ewc"
     title = "EWC"

@@ -44,8 +44,8 @@ def take_steps(
 ) -> None:
     """Adam on `loss` of the numbers of a batch's images `(B,)`, drawn from `rows` with replacement.
 
-    `before` is called between gradient and step, `after` behind each step. Raises `DivergedError` where the loss is not finite
-    in the end.
+    `before` is called between gradient and step, `after` behind each step. Raises `DivergedError` where the loss is not
+    finite in the end.
     """
     optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(config.beta1, 0.999))
     value = torch.zeros(())
@@ -56,7 +56,7 @@ def take_steps(
         index = torch.randint(rows, (config.batch,), generator=generator, device=generator.device)
         value = loss(index)
         optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         before()
         optimiser.step()
         after()

@@ -1,7 +1,7 @@
 """The protocol: classes split into tasks that come one after the other, and three questions that may be asked afterwards.
 
-Confusing the three is the field's standing mistake (van de Ven & Tolias 2019; Hsu et al. 2018): figures of one say nothing of
-another.
+Confusing the three is the field's standing mistake (van de Ven & Tolias 2019; Hsu et al. 2018): figures of one say nothing
+of another.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def parse_plan(text: str, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
             elif word.isdigit():
                 task.append(int(word))
             else:
-                raise EbmtrajError(f"--tasks: unknown class {word!r}; use numbers from 0 to {len(names) - 1} or {', '.join(names)}")
+                raise EbmtrajError(
+                    f"--tasks: unknown class {word!r}; use numbers from 0 to {len(names) - 1} or {', '.join(names)}"
+                )
         plan.append(tuple(task))
     check_plan(plan, len(names))
     return tuple(plan)
@@ -157,11 +159,15 @@ def make_stream(store: ImageStore, plan: Sequence[Sequence[int]], split: str = "
             for name in ("train", split):
                 part = found[name]
                 if part.y is None or not bool((part.y == label).any()):
-                    raise EbmtrajError(f"image store {store.path}: class {label} has no {name} images; leave it out or add some")
+                    raise EbmtrajError(
+                        f"image store {store.path}: class {label} has no {name} images; leave it out or add some"
+                    )
         train, test = (_of_classes(found[name], classes) for name in ("train", split))
         tasks.append(Task(number, tuple(classes), train.x, train.y))
         tests.append(test)
-    return Stream(tuple(tuple(task) for task in plan), tuple(tasks), tuple(tests), found["validation"] if split == "test" else None)
+    return Stream(
+        tuple(tuple(task) for task in plan), tuple(tasks), tuple(tests), found["validation"] if split == "test" else None
+    )
 
 
 def _of_classes(part: Split, classes: Sequence[int]) -> Split:

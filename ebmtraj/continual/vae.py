@@ -37,7 +37,9 @@ class ConditionalVAE(ClassScores):
     Config = VAEConfig
     config: VAEConfig
 
-    def __init__(self, problem: Problem, config: VAEConfig | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, problem: Problem, config: VAEConfig | None = None, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__(problem, config, seed, device)
         latent = self.config.latent
         with torch.random.fork_rng(devices=[]):
@@ -47,17 +49,18 @@ class ConditionalVAE(ClassScores):
 
     def _learn(self, x: Tensor, y: Tensor, classes: tuple[int, ...]) -> None:
         def loss(index: Tensor) -> Tensor:
-            return -self._bound(x[index], y[index], 1).mean()
+            noise = torch.empty((1, len(index), self.config.latent), device=self.device).normal_(generator=self.generator)
+            return -self._bound(x[index], y[index], noise).mean()
 
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         take_steps(self.name, parameters, loss, len(x), self.config, self.generator)
 
-    def _bound(self, x: Tensor, y: Tensor, draws: int) -> Tensor:
-        """log 1/K sum p(x, z_k | y) / q(z_k | x, y), `(B,)` (Burda et al. 2016); with one draw, the usual bound."""
+    def _bound(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        """log 1/K sum p(x, z_k | y) / q(z_k | x, y), `(B,)` (Burda et al. 2016), of noise `(K, B or 1, Z)`."""
         told = F.one_hot(y, self.problem.classes).to(x)
         mean, log_std = self.encoder(torch.cat((self.unit(x), told), dim=1)).chunk(2, dim=1)
         log_std = log_std.clamp(-6, 3)
-        noise = torch.empty((draws, *mean.shape), device=x.device).normal_(generator=self.generator)
+        draws = len(noise)
         z = mean + log_std.exp() * noise
         logits = self.decoder(torch.cat((z, told.expand(draws, -1, -1)), dim=2))
         fit = -F.binary_cross_entropy_with_logits(logits, x.expand(draws, -1, -1), reduction="none").sum(2)
@@ -66,14 +69,13 @@ class ConditionalVAE(ClassScores):
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:
-        """Minus the bound, for each class; the same images give the same energies, as noise is drawn anew from one seed."""
-        state = self.generator.get_state()
+        """Minus the bound, for each class; the same noise for all images and classes, so that none hangs on the batch."""
+        generator = torch.Generator(device=self.device).manual_seed(0)
+        noise = torch.empty((self.config.draws, 1, self.config.latent), device=self.device).normal_(generator=generator)
         found = []
         for label in range(self.problem.classes):
-            self.generator.manual_seed(0)
-            parts = [self._bound(part, torch.full((len(part),), label, device=x.device), self.config.draws) for part in x.split(256)]
+            parts = [self._bound(part, torch.full((len(part),), label, device=x.device), noise) for part in x.split(256)]
             found.append(-torch.cat(parts))
-        self.generator.set_state(state)
         return torch.stack(found, dim=1)
 
     def memory(self) -> int:

@@ -120,9 +120,9 @@ def read_kept(path: Path) -> Changes:
 
 def jobs_of(trial: Trial) -> list[Job]:
     """All jobs, a seed at a time; raises `EbmtrajError` for settings that a learner does not know."""
-    for name in trial.changes:
+    for name, values in trial.changes.items():
         if name != "all":
-            entry_of(name)
+            settings_of(name, values)
     jobs = []
     for seed in trial.seeds:
         for name in trial.learners:
@@ -167,7 +167,9 @@ def prepare(trial: Trial, store: ImageStore, *, resume: bool = False, overwrite:
     resumed trial was begun under other settings.
     """
     if trial.split not in ("validation", "test"):
-        raise EbmtrajError(f"--split {trial.split}: learners are trained on train; use test, or validation to choose settings")
+        raise EbmtrajError(
+            f"--split {trial.split}: learners are trained on train; use test, or validation to choose settings"
+        )
     jobs = jobs_of(trial)
     make_stream(store, trial.plan, trial.split)
     open_folder(trial.runs, trial.alike(store.content_hash), resume=resume, overwrite=overwrite)

@@ -120,7 +120,9 @@ class BehaviourLearner(abc.ABC):
         """Train both stages of a model, all its weights free."""
         defaults: dict[str, Any] = model.training_defaults
         steps = self.trial.steps * times
-        config = TrainingConfig(steps=steps, batch=self.trial.batch, seed=self.seed, check_every=max(1, steps // 8), **defaults)
+        config = TrainingConfig(
+            steps=steps, batch=self.trial.batch, seed=self.seed, check_every=max(1, steps // 8), **defaults
+        )
         model.train()
         model.requires_grad_(True)
         folder = self.folder / "training"
@@ -175,8 +177,8 @@ class RefittedFineTuned(FineTuned):
 class Mixture(BehaviourLearner):
     """An energy for each behaviour, added up as a mixture (OR) over pairs: ours.
 
-    E(s, s') = -log sum_k exp(-E_k(s) - E_k(s' | s)): E_k(s' | s) is behaviour k's transition energy, begun from the weights of
-    the one before and frozen afterwards, E_k(s) that of a Gaussian over its states. A future draws k in proportion to
+    E(s, s') = -log sum_k exp(-E_k(s) - E_k(s' | s)): E_k(s' | s) is behaviour k's transition energy, begun from the weights
+    of the one before and frozen afterwards, E_k(s) that of a Gaussian over its states. A future draws k in proportion to
     exp(-E_k(s_0)) and stays with it, as behaviours do.
     """
 
@@ -201,7 +203,7 @@ class Mixture(BehaviourLearner):
         self.states.append((mean, torch.linalg.inv(torch.linalg.cholesky(covariance)).float()))
 
     def _features(self, state: Tensor) -> Tensor:
-        """What a Gaussian sees of states: joints and place in the first behaviour's spread, rotations as matrices, `(N, F)`."""
+        """What a Gaussian sees of states: joints and place in the first behaviour's spread, rotations as matrices."""
         first = self.experts[0].normaliser
         return (first.increments.features(state) - first.feature_mean) / first.feature_scale
 
@@ -323,8 +325,8 @@ def choose_behaviour_learners(names: str) -> tuple[str, ...]:
 def prepare_robot(trial: RobotTrial, *, resume: bool = False, overwrite: bool = False) -> list[RobotJob]:
     """Check the stores, make the folder of runs, and list the jobs.
 
-    Raises `EbmtrajError` where a store's states are others than the first one's, or has too few episodes, or the folder holds
-    something else.
+    Raises `EbmtrajError` where a store's states are others than the first one's, or has too few episodes, or the folder
+    holds something else.
     """
     first = Store.open(trial.stores[0])
     for path in trial.stores:
@@ -412,8 +414,8 @@ def _score(
 def score_forgetting(matrix: np.ndarray) -> float | None:
     """By how much the score of earlier behaviours is worse in the end than it was at best, a mean over all but the last.
 
-    `matrix` `(T, T)`: energy score (less is better) on behaviour j after behaviour i. As `measures.forgetting`, the other way
-    round; None where the matrix is not whole.
+    `matrix` `(T, T)`: energy score (less is better) on behaviour j after behaviour i. As `measures.forgetting`, the other
+    way round; None where the matrix is not whole.
     """
     last = len(matrix) - 1
     if last == 0 or np.isnan(matrix[np.tril_indices(len(matrix))]).any():
@@ -446,7 +448,9 @@ def robot_results(jobs: Sequence[RobotJob], *, command: str = "") -> dict[str, A
                 "energy_score_std": round(float(final.std(ddof=1)) if len(final) > 1 else 0.0, 4),
                 "forgetting": round(float(np.mean(known)), 4) if known else None,
                 "forgetting_std": round(float(np.std(known, ddof=1)), 4) if len(known) > 1 else None,
-                "identified": round(float(np.mean([each["identified"] for each in found])), 4) if "identified" in found[0] else None,
+                "identified": round(float(np.mean([each["identified"] for each in found])), 4)
+                if "identified" in found[0]
+                else None,
                 "seconds": round(float(np.mean([each["seconds"] for each in found])), 1),
                 "memory": found[0]["memory"],
                 "matrix": [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in matrices.mean(0)],

@@ -86,7 +86,11 @@ def rich_continual(results: Mapping[str, Any]) -> list[Table]:
         for name, found in results["kept"].items():
             for scenario, settings in found.items():
                 point = max(
-                    (p for p in results["points"] if (p["learner"], p["scenario"], p["settings"]) == (name, scenario, settings)),
+                    (
+                        p
+                        for p in results["points"]
+                        if (p["learner"], p["scenario"], p["settings"]) == (name, scenario, settings)
+                    ),
                     key=lambda p: p["accuracy_mean"],
                 )
                 said = ", ".join(f"{key} {value}" for key, value in settings.items())
@@ -105,12 +109,49 @@ def rich_continual(results: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+ROBOT_HEADER = ("energy score", "forgetting", "behaviour found", "kept, numbers", "core s")
+
+
+def robot_lines(results: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of the table of behaviours, the best score of those that see no data again and are told nothing in bold."""
+    fair = [row["energy_score_mean"] for row in results["rows"] if not row["replay"] and row["scenario"] == "domain"]
+    lines = []
+    for row in results["rows"]:
+        score = f"{row['energy_score_mean']:.2f}"
+        is_best = row["energy_score_mean"] == min(fair, default=None) and not row["replay"] and row["scenario"] == "domain"
+        score = f"**{score}**" if is_best else score
+        score += f" ± {row['energy_score_std']:.2f}" if row["seeds"] > 1 else ""
+        lost = _or_dash(row["forgetting"], ".3f")
+        lost += f" ± {row['forgetting_std']:.3f}" if row["forgetting_std"] is not None else ""
+        found = "-" if row["identified"] is None or row["scenario"] == "task" else f"{row['identified']:.1%}"
+        title = row["title"] + (" (sees data again)" if row["replay"] else "")
+        lines.append([title, score, lost, found, f"{row['memory']:,}", f"{row['seconds']:.0f}"])
+    return lines
+
+
+def markdown_robot(results: Mapping[str, Any]) -> str:
+    """The table of behaviours as markdown; ends with a newline."""
+    protocol = results["protocol"]
+    seeds, behaviours = len(protocol["seeds"]), len(protocol["behaviours"])
+    header = [f"{behaviours} behaviours, {seeds} seed{'s' * (seeds > 1)}", *ROBOT_HEADER]
+    out = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return "\n".join(out + ["| " + " | ".join(line) + " |" for line in robot_lines(results)]) + "\n"
+
+
+def rich_robot(results: Mapping[str, Any]) -> Table:
+    """The same for the terminal."""
+    table = Table(title="energy score of futures over all behaviours, less is better", title_justify="left")
+    for name in ("", *ROBOT_HEADER):
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
+    for line in robot_lines(results):
+        table.add_row(*(cell.replace("**", "") for cell in line))
+    return table
+
+
 def heat_maps(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Accuracy on each task after each task, a square a learner, one PNG a scenario."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     paths = []
     for scenario in results["protocol"]["scenarios"]:
@@ -119,7 +160,9 @@ def heat_maps(results: Mapping[str, Any], folder: Path) -> list[Path]:
             continue
         across = min(6, len(rows))
         down = -(-len(rows) // across)
-        figure, axes = plt.subplots(down, across, figsize=(1.95 * across, 2.25 * down), squeeze=False, layout="constrained")
+        figure = Figure(figsize=(1.95 * across, 2.25 * down), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(down, across, squeeze=False)
         for axis in axes.flat:
             axis.set_visible(False)
         for axis, row in zip(axes.flat, rows, strict=False):
@@ -128,7 +171,6 @@ def heat_maps(results: Mapping[str, Any], folder: Path) -> list[Path]:
         figure.suptitle(f"{NAMES[scenario]}: accuracy (%) on each task (across) after each task (down)", fontsize=10)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=110, metadata={"Software": None})
-        plt.close(figure)
         paths.append(folder / f"continual-{scenario}.png")
         write_atomic(paths[-1], buffer.getvalue())
     return paths
