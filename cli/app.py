@@ -13,6 +13,7 @@ from ebmtraj.cli import (
     collect,
     compare,
     compose,
+    continual,
     data,
     demo,
     diagnose,
@@ -78,6 +79,8 @@ app.command("cross-class")(restore.cross_class_command)
 app.command("distal")(restore.distal_command)
 app.command("attack")(attack.attack_command)
 app.add_typer(compare.app, name="compare")
+app.command("continual")(continual.continual_command)
+app.command("continual-robot")(continual.continual_robot_command)
 
 
 def main() -> None:
@@ -93,7 +96,15 @@ def main() -> None:
     except EbmtrajError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        resumable = sys.argv[1:2] in (["collect"], ["train"], ["policy"], ["data"], ["compare"])
+        resumable = sys.argv[1:2] in (
+            ["collect"],
+            ["train"],
+            ["policy"],
+            ["data"],
+            ["compare"],
+            ["continual"],
+            ["continual-robot"],
+        )
         _fail("interrupted" + ("; run the same command with --resume to go on" if resumable else ""), 130)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what typer raises for a wrong option or value

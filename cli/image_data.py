@@ -14,7 +14,7 @@ def images_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, sprites, sprites-32, sprites-64 or hand-frames."
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, sprites (or -28, -32, -64) or hand-frames."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="The folder to write. [default: the cache folder]")] = None,

@@ -15,6 +15,7 @@ import numpy as np
 from ebmtraj.datasets import image_archives as archives
 from ebmtraj.datasets.image_writer import RawImages
 from ebmtraj.datasets.images import stratified_splits
+from ebmtraj.datasets.shapes import shapes
 from ebmtraj.datasets.sprites import of_size, part
 from ebmtraj.errors import EbmtrajError
 
@@ -65,6 +66,7 @@ SOURCES: Mapping[str, Source] = {
     "cifar100": Source(archives.cifar100, "a hundred kinds of things, 32 x 32, colour; downloads 169 MB"),
     "svhn": Source(archives.svhn, "house numbers, 32 x 32, colour; downloads 246 MB"),
     "sprites": Source(of_size(16), "shapes with known factors, 16 x 16; rendered here"),
+    "sprites-28": Source(shapes, "ten shapes, moved, turned, scaled, lit and under noise, 28 x 28; rendered here"),
     "sprites-32": Source(of_size(32), "the same, 32 x 32"),
     "sprites-64": Source(of_size(64), "the same, 64 x 64"),
     "sprites-sizes": Source(part("sizes"), "squares of each size at the centre, 16 x 16; rendered here"),

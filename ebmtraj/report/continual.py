@@ -1,0 +1,343 @@
+"""Continual learners side by side: what is compared, one job a learner and seed, each in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ebmtraj import config as recipes
+from ebmtraj.continual.grids import GRIDS, choices
+from ebmtraj.continual.measures import average_accuracy, energy_offsets, forgetting, forward_transfer
+from ebmtraj.continual.registry import LEARNERS, entry_of, settings_of, title_of
+from ebmtraj.continual.run import Course, take_course
+from ebmtraj.continual.tasks import SAYS, SCENARIOS, Scenario, Stream, make_stream
+from ebmtraj.datasets.images import ImageStore, open_images
+from ebmtraj.device import no_denormals, use_threads
+from ebmtraj.errors import DivergedError, EbmtrajError
+from ebmtraj.evaluation.calibration import calibration_error, fit_temperature
+from ebmtraj.parallel import open_pool
+from ebmtraj.report.jobs import OUTCOME, finite, open_folder, same
+from ebmtraj.runs import cores, machine, read_json, versions, write_json
+
+Changes = Mapping[str, Mapping[str, Any]]  # settings by learner, or by learner and scenario
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is compared, and how."""
+
+    data: str
+    plan: tuple[tuple[int, ...], ...]
+    learners: tuple[str, ...]
+    scenarios: tuple[Scenario, ...]
+    seeds: tuple[int, ...]
+    runs: Path  # where the jobs' folders lie
+    split: str = "test"
+    tune: bool = False  # try every setting of a learner's grid
+    kept: Changes = field(default_factory=dict, hash=False)  # {learner: {scenario: settings}} that an earlier search kept
+    changes: Changes = field(default_factory=dict, hash=False)  # {learner or "all": settings}
+
+    def alike(self, content_hash: str | None) -> dict[str, Any]:
+        """What all jobs have in common, and what a resumed one may not change."""
+        plan = [list(task) for task in self.plan]
+        return {"compares": "continual", "content_hash": content_hash, "plan": plan, "split": self.split, "tune": self.tune}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One learner and seed, with the settings of each scenario."""
+
+    name: str
+    seed: int
+    trial: Trial
+    scenarios: tuple[Scenario, ...]
+    settings: Mapping[str, Any] = field(hash=False)  # all of them
+    tag: str = ""  # of a search: which point of the grid
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.trial.runs / "-".join((self.name, *self.scenarios)) / self.tag / f"seed-{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """What a progress bar calls it."""
+        return f"{self.name} {self.seed}"
+
+    def asked(self) -> dict[str, Any]:
+        """What decides its outcome, in plain values."""
+        plain: dict[str, Any] = recipes.to_plain(dict(self.settings))
+        return {"settings": plain, "scenarios": list(self.scenarios)}
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What it came to, or None where it is not done."""
+        path = self.path / OUTCOME
+        found: dict[str, Any] | None = read_json(path) if path.exists() else None
+        return found
+
+
+def choose_learners(names: str) -> tuple[str, ...]:
+    """The learners named, or all; raises `EbmtrajError` for an unknown one."""
+    given = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not given:
+        raise EbmtrajError(f"--learners names none; use all or of {', '.join(LEARNERS)}")
+    if given == ("all",):
+        return tuple(LEARNERS)
+    for name in given:
+        entry_of(name)
+    return given
+
+
+def choose_scenarios(names: str) -> tuple[Scenario, ...]:
+    """The scenarios named, or all three; raises `EbmtrajError` for an unknown one."""
+    given = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if given == ("all",):
+        return SCENARIOS
+    for name in given:
+        if name not in SCENARIOS:
+            raise EbmtrajError(f"--scenario: unknown scenario {name!r}; use all or of {', '.join(SCENARIOS)}")
+    if not given:
+        raise EbmtrajError(f"--scenario names none; use all or of {', '.join(SCENARIOS)}")
+    return tuple(each for each in SCENARIOS if each in given)
+
+
+def read_kept(path: Path) -> Changes:
+    """The settings that a search kept; raises `EbmtrajError` where the file is not one of a search."""
+    found = read_json(path)
+    kept = found.get("kept") if isinstance(found, dict) else None
+    if not isinstance(kept, dict) or not all(isinstance(each, dict) for each in kept.values()):
+        raise EbmtrajError(f"--settings {path}: holds no kept settings; make them: ebmtraj continual --tune --out {path}")
+    for name in kept:
+        entry_of(name)
+    return kept
+
+
+def jobs_of(trial: Trial) -> list[Job]:
+    """All jobs, a seed at a time; raises `EbmtrajError` for settings that a learner does not know."""
+    for name, values in trial.changes.items():
+        if name != "all":
+            settings_of(name, values)
+    jobs = []
+    for seed in trial.seeds:
+        for name in trial.learners:
+            learner = entry_of(name).learner
+            if not learner.neural and seed != trial.seeds[0]:
+                continue  # the same for any seed
+            groups = [trial.scenarios] if learner.one_for_all else [(each,) for each in trial.scenarios]
+            if trial.tune and learner.one_for_all:
+                groups = [trial.scenarios[:1]]
+            for group in groups:
+                kept = trial.kept.get(name, {})
+                own = {**kept.get(group[0], kept.get("class", {})), **_known(name, trial.changes.get("all", {}))}
+                own |= trial.changes.get(name, {})
+                points: Sequence[Mapping[str, Any]] = [{}]
+                if trial.tune:
+                    # heads make a difference in the class-incremental scenario alone
+                    grid = {k: v for k, v in GRIDS[name].items() if k != "heads" or group[0] == "class"}
+                    points = choices({k: v for k, v in grid.items() if k not in own})
+                for number, point in enumerate(points):
+                    settings = recipes.to_plain(_plain(settings_of(name, {**own, **point})))
+                    jobs.append(Job(name, seed, trial, group, settings, f"point-{number}" if trial.tune else ""))
+    return jobs
+
+
+def _known(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings that are meant for all learners, those that this one has."""
+    has = vars(settings_of(name))
+    return {key: value for key, value in changes.items() if key in has}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    import dataclasses
+
+    found: dict[str, Any] = dataclasses.asdict(config)
+    return found
+
+
+def prepare(trial: Trial, store: ImageStore, *, resume: bool = False, overwrite: bool = False) -> list[Job]:
+    """Check all that can be checked before any work, make the folder of runs, and list the jobs.
+
+    Raises `EbmtrajError` where the store and the plan do not fit, settings are wrong, the folder holds something else, or a
+    resumed trial was begun under other settings.
+    """
+    if trial.split not in ("validation", "test"):
+        raise EbmtrajError(
+            f"--split {trial.split}: learners are trained on train; use test, or validation to choose settings"
+        )
+    jobs = jobs_of(trial)
+    make_stream(store, trial.plan, trial.split)
+    open_folder(trial.runs, trial.alike(store.content_hash), resume=resume, overwrite=overwrite)
+    for job in jobs:
+        done = job.outcome()
+        if done is not None:
+            same(done.get("asked"), job.asked(), str(job.path))
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[Job], *, workers: int = 0, on_done: Callable[[Job, dict[str, Any]], None] = lambda job, outcome: None
+) -> None:
+    """Do what is not done, `workers` jobs at once, one thread each; what is done stays done."""
+    waiting = [job for job in jobs if job.outcome() is None]
+    if waiting:
+        with open_pool(min(workers or cores(), len(waiting))) as pool:
+            for job, outcome in zip(waiting, pool.map(work, waiting, lambda job: str(job.path)), strict=True):
+                on_done(job, outcome)
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Take one learner through the stream and write down what became of it; a learner that diverges says so."""
+    use_threads(1)
+    outcome: dict[str, Any] = {"asked": job.asked(), "diverged": None, "courses": {}}
+    with threadpool_limits(1), no_denormals():
+        stream = _stream(job.trial)
+        try:
+            for course in take_course(stream, job.name, job.scenarios, job.seed, job.settings):
+                outcome["courses"][course.scenario] = facts(course, stream)
+        except DivergedError as error:
+            outcome["diverged"] = str(error)
+    outcome = finite(outcome)
+    write_json(job.path / OUTCOME, outcome)
+    return outcome
+
+
+_STREAMS: dict[tuple[Any, ...], Stream] = {}  # of this process: jobs of one trial share it
+
+
+def _stream(trial: Trial) -> Stream:
+    key = (trial.data, trial.plan, trial.split)
+    if key not in _STREAMS:
+        _STREAMS.clear()
+        _STREAMS[key] = make_stream(open_images(trial.data), trial.plan, trial.split)
+    return _STREAMS[key]
+
+
+def facts(course: Course, stream: Stream) -> dict[str, Any]:
+    """Measures of one course in plain values."""
+    said: dict[str, Any] = {
+        "accuracy": average_accuracy(course.matrix, course.images),
+        "forgetting": forgetting(course.matrix),
+        "forward_transfer": forward_transfer(course.matrix, course.chance),
+        "matrix": [[round(float(value), 6) for value in row] for row in course.matrix],
+        "seconds": round(course.seconds, 3),
+        "test_seconds": round(course.test_seconds, 3),
+        "memory": course.memory,
+    }
+    if course.spare is not None:
+        temperature = fit_temperature(*course.spare)
+        said |= {"temperature": temperature, "ece": calibration_error(course.scores / temperature, course.right)}
+    if course.energies is not None and course.scenario == "class":
+        said["energies"] = energy_offsets(course.energies.numpy(), course.y.numpy())
+    return said
+
+
+def results(jobs: Sequence[Job], store: ImageStore, *, command: str = "", seconds: float | None = None) -> dict[str, Any]:
+    """The object of a trial whose jobs are all done; raises `EbmtrajError` where one is not."""
+    trial = jobs[0].trial
+    done = [(job, job.outcome()) for job in jobs]
+    for job, outcome in done:
+        if outcome is None:
+            raise EbmtrajError(f"{job.path} is not done; run the same command again with --resume")
+    info = store.info()
+    output: dict[str, Any] = {
+        "protocol": {
+            "command": command,
+            "data": trial.data,
+            "content_hash": store.content_hash,
+            "images": info["splits"],
+            "shape": info["shape"],
+            "classes": list(store.classes),
+            "plan": [list(task) for task in trial.plan],
+            "scenarios": {each: SAYS[each] for each in trial.scenarios},
+            "split": trial.split,
+            "seeds": list(trial.seeds),
+            "wall_seconds": seconds,
+            "core_seconds": round(sum(_core(outcome) for _, outcome in done), 1),
+            "machine": machine(),
+            "versions": versions(),
+        },
+    }
+    if trial.tune:
+        return output | _search(done)
+    settings = {f"{job.name}/{each}": job.asked()["settings"] for job, _ in done for each in job.scenarios}
+    output["rows"] = [
+        row_of(name, each, [(job, outcome) for job, outcome in done if job.name == name and each in job.scenarios])
+        for each in trial.scenarios
+        for name in trial.learners
+    ]
+    output["settings"] = settings
+    return output
+
+
+def _core(outcome: Mapping[str, Any] | None) -> float:
+    """Core-seconds of a job: a course that was learnt once for several scenarios counts once."""
+    courses = list((outcome or {}).get("courses", {}).values())
+    return sum((*{each["seconds"] for each in courses}, *{each["test_seconds"] for each in courses}))
+
+
+def row_of(name: str, scenario: Scenario, done: Sequence[tuple[Job, Any]]) -> dict[str, Any]:
+    """A row of the table: means and spreads over the seeds."""
+    courses = [(job.seed, outcome["courses"][scenario]) for job, outcome in done if outcome["diverged"] is None]
+    learner = entry_of(name).learner
+    row: dict[str, Any] = {
+        "learner": name,
+        "title": title_of(name),
+        "scenario": scenario,
+        "replay": learner.replay,
+        "seeds": len(courses),
+        "diverged": len(done) - len(courses),
+    }
+    if not courses:
+        return {**row, "accuracy_mean": None, "accuracy_std": None, "forgetting": None, "seconds": None}
+
+    def over(get: Callable[[Mapping[str, Any]], Any]) -> Any:
+        values = [get(course) for _, course in courses]
+        return None if any(value is None for value in values) else np.asarray(values, np.float64)
+
+    accuracy = 100 * over(lambda c: c["accuracy"])
+    forward, ece = over(lambda c: c["forward_transfer"]), over(lambda c: c.get("ece"))
+    offset = over(lambda c: c.get("energies", {}).get("offset"))
+    return {
+        **row,
+        "accuracy_mean": round(float(accuracy.mean()), 3),
+        "accuracy_std": round(float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0, 3),
+        "accuracies": {str(seed): round(100 * course["accuracy"], 3) for seed, course in courses},
+        "forgetting": round(100 * float(over(lambda c: c["forgetting"]).mean()), 3),
+        "forward_transfer": None if forward is None or scenario == "class" else round(100 * float(forward.mean()), 3),
+        "ece": None if ece is None else round(float(ece.mean()), 5),
+        "energy_offset": None if offset is None else round(float(offset.mean()), 5),
+        "seconds": round(float(over(lambda c: c["seconds"]).mean()), 2),
+        "test_seconds": round(float(over(lambda c: c["test_seconds"]).mean()), 2),
+        "memory": int(courses[0][1]["memory"]),
+        "matrix": np.round(100 * over(lambda c: c["matrix"]).mean(0), 2).tolist(),
+    }
+
+
+def _search(done: Sequence[tuple[Job, Any]]) -> dict[str, Any]:
+    """Every point that was tried, and of each learner and scenario the one of the best mean accuracy."""
+    points: dict[str, dict[str, Any]] = {}
+    for job, outcome in done:
+        scenario = job.scenarios[0]
+        tried = {key: job.settings[key] for key in GRIDS[job.name] if key in job.settings}
+        key = json.dumps([job.name, scenario, tried])
+        point = points.setdefault(key, {"learner": job.name, "scenario": scenario, "settings": tried, "accuracies": []})
+        point["accuracies"].append(None if outcome["diverged"] else round(100 * outcome["courses"][scenario]["accuracy"], 3))
+    for point in points.values():
+        values = point["accuracies"]
+        point["accuracy_mean"] = None if None in values else round(float(np.mean(values)), 3)
+    kept: dict[str, dict[str, Any]] = {}
+    for point in points.values():
+        best = kept.setdefault(point["learner"], {}).get(point["scenario"])
+        if point["accuracy_mean"] is not None and (best is None or point["accuracy_mean"] > best["accuracy_mean"]):
+            kept[point["learner"]][point["scenario"]] = point
+    return {
+        "kept": {name: {each: point["settings"] for each, point in found.items()} for name, found in kept.items()},
+        "grids": {name: {key: list(values) for key, values in GRIDS[name].items()} for name in kept},
+        "points": list(points.values()),
+    }
