@@ -65,6 +65,7 @@ JEM: Mapping[str, ImageRow] = {
     "classifier-200": ImageRow(
         "classifier", "plain classifier, 200 labels", conditional=True, set=("network.labelled=200",)
     ),
+    "svm": ImageRow("svm", "support vector machine", conditional=True, seeds=1),
     "class-gaussian": ImageRow("class-gaussian", "ten class Gaussians", conditional=True, seeds=1),
     "gaussian": ImageRow("gaussian", "one Gaussian", seeds=1),
     "gmm": ImageRow("gmm", "mixture of 40 Gaussians"),

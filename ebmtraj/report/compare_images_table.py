@@ -43,6 +43,28 @@ def _auroc(score: str) -> tuple[Column, ...]:
     return tuple(Column(f"foreign.{score}.{kind}", titles.get(kind, kind), 1) for kind in kinds)
 
 
+_ATTACKS = {
+    "clean": "clean",
+    "pgd.0.05": "PGD .05",
+    "pgd.0.1": "PGD .1",
+    "pgd.0.2": "PGD .2",
+    "autoattack": "AutoAttack .2",
+    "square": "square .2",
+    "transfer": "transfer .2",
+    "lowest": "lowest .2",
+    "l2.pgd.0.5": "L2: PGD .5",
+    "l2.pgd.1": "PGD 1",
+    "l2.pgd.1.5": "PGD 1.5",
+    "l2.boundary": "boundary 1.5",
+}
+
+
+def _attacks(steps: int, title: str) -> Section:
+    return Section(
+        title, tuple(Column(f"robustness.refine_{steps}.{key}", says, 1, percent=True) for key, says in _ATTACKS.items())
+    )
+
+
 _QUALITY = (
     Column("generation.frechet", "Fréchet"),
     Column("generation.frechet_test", "Fréchet, held-out"),
@@ -124,21 +146,8 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 *_MEMORY[1:],
             ),
         ),
-        "robustness": Section(
-            "accuracy under attack, L-inf",
-            tuple(
-                Column(f"robustness.refine_{steps}.{key}", f"{says}, {steps} steps", 1, percent=True)
-                for steps in (0, 10)
-                for key, says in {
-                    "clean": "clean",
-                    "pgd.0.1": "PGD .1",
-                    "pgd.0.2": "PGD .2",
-                    "square": "square .2",
-                    "transfer": "transfer .2",
-                    "lowest": "lowest",
-                }.items()
-            ),
-        ),
+        "robustness": _attacks(0, "accuracy under attack, classifiers as they are"),
+        "refined": _attacks(10, "accuracy under attack through 10 refinement steps"),
         **{
             name: Section(f"AUROC of {says}", _auroc(name))
             for name, says in {

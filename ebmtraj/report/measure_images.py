@@ -36,7 +36,8 @@ from ebmtraj.report.robustness import RobustnessConfig, measure_robustness
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
 RESTORED = 120  # images that are restored, 16 times each
-ATTACKED = 60  # images that are attacked
+ATTACKED = 120  # images that are attacked
+QUERIES = 300  # of the attacks without a gradient, an image
 FLOORS = 4  # draws of training images against held-out ones
 
 
@@ -186,27 +187,32 @@ _ERRORS = {"energy, one sample": "one", "energy, mean of 16": "mean", "Gaussian 
 _PLAIN = {"median filter": "median_filter", "mean fill": "mean_fill"}
 
 
+ATTACKS: Mapping[str, tuple[str, ...]] = {"linf": ("pgd", "autoattack", "square", "transfer"), "l2": ("pgd", "boundary")}
+
+
 def robustness(subject: Subject) -> dict[str, Any]:
-    """Accuracy under attacks within L-inf distances, through 0 and 10 refinement steps where the model can refine.
+    """Accuracy under attacks within L-inf and L2 distances, through 0 and 10 refinement steps where the model can refine.
 
     By gradients through all steps over draws of noise, by queries alone, and by images that fool the model without its
-    refinement; `lowest` counts an image as lost where any of them found one that is misread.
+    refinement; `lowest` counts an image as lost where any attack of that distance found one that is misread.
     """
     if not subject.model.classifies:
         return {}
-    refine = (0, 10) if noise_conditional(subject.model) else (0,)
-    config = RobustnessConfig(
-        attack=AttackConfig(steps=20, draws=4),
-        eps=(0.1, 0.2),
-        refine=refine,
-        attacks=("pgd", "square", "transfer"),
-        queries=300,
-        split=subject.split,
-        limit=ATTACKED,
-        seed=subject.seed,
-    )
-    found: dict[str, Any] = measure_robustness(subject.model, subject.store, config)["refine"]
-    return {f"refine_{steps}": result for steps, result in found.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for norm, attacks in ATTACKS.items():
+        config = RobustnessConfig(
+            attack=AttackConfig(norm="l2" if norm == "l2" else "linf", steps=20, draws=4),
+            refine=(0, 10) if noise_conditional(subject.model) else (0,),
+            attacks=attacks,
+            queries=QUERIES,
+            split=subject.split,
+            limit=ATTACKED,
+            seed=subject.seed,
+        )
+        for steps, result in measure_robustness(subject.model, subject.store, config)["refine"].items():
+            own = found.setdefault(f"refine_{steps}", {})
+            own |= result if norm == "linf" else {norm: result}
+    return found
 
 
 def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[str, Any]:
