@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ebmtraj.device import generator
 from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
 from ebmtraj.energies.image_conv import Network
 from ebmtraj.energies.joint import Frame, Guided, JointEnergy, joint_tilt
@@ -22,6 +23,8 @@ from ebmtraj.images.noise_conditional import LADDER
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.losses import NoiseConfig
 from ebmtraj.training.trainable import Stage
+
+DRAWN, COMPONENTS, FLOOR = 2000, 4, 0.03  # of `adversary_drawn`: images and Gaussians of each class, added variance
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class JointConfig:
     conditional: float = 1.0  # weight of score matching of E(x, y), of the images whose label is known
     adversary: float = 0.0  # L-inf distance in pixels within which labels are also to be told in the worst case; 0: off
     adversary_weight: float = 0.5  # of that cross-entropy
+    adversary_drawn: float = 0.0  # share of the images for it that Gaussians of each class draw, so that there are more
     factored: bool = False  # the ablation p(x) p(y | x)
     labelled: int = 0  # training images that keep their label, evenly over the classes; 0: all
     label_seed: int = 0  # which ones
@@ -61,10 +65,10 @@ class JointConfig:
                 f"network: classification = {self.classification}, conditional = {self.conditional}, labelled = "
                 f"{self.labelled}, guidance = {self.guidance}; none may be below 0"
             )
-        if not 0 <= self.adversary <= 1 or self.adversary_weight < 0:
+        if not 0 <= self.adversary <= 1 or self.adversary_weight < 0 or not 0 <= self.adversary_drawn <= 1:
             raise EbmtrajError(
-                f"network: adversary = {self.adversary}, adversary_weight = {self.adversary_weight}; it needs 0 <= "
-                "adversary <= 1 and a weight from 0 up"
+                f"network: adversary = {self.adversary}, adversary_weight = {self.adversary_weight}, adversary_drawn = "
+                f"{self.adversary_drawn}; it needs adversary and adversary_drawn from 0 to 1 and a weight from 0 up"
             )
         if self.labelled and self.base == "classes":
             raise EbmtrajError(
@@ -160,10 +164,15 @@ class JointModel(Classifier):
             config.network, self.shape, count, width=config.width, depth=config.depth, channels=config.channels
         )
         self.net = JointEnergy(base, Frame(self.shape, config.base != "unit"), tilt, factored=config.factored)
+        self.register_buffer(
+            "drawn", torch.zeros(0, *self.shape), persistent=False
+        )  # class after class, see `adversary_drawn`
 
     def prepare(self, data: ImageData, most: int = 20_000) -> None:
         """As every classifier; and fit the base."""
         super().prepare(data, most)
+        if self.config.adversary > 0 and self.config.adversary_drawn > 0:
+            self.drawn = self._drawn(data, most)
         if isinstance(self.net.base, MixtureBase):
             batch = data.at(torch.arange(min(most, len(data)), device=data.device))
             x = self.unit(batch.x)
@@ -227,6 +236,11 @@ class JointModel(Classifier):
         unit, label = self.seen(batch, generator)
         if not len(label):
             return unit.sum() * 0
+        if len(self.drawn):  # generated images, too (Gowal et al. 2021): few real ones are learnt by heart
+            index = torch.randint(len(self.drawn), (len(unit),), generator=generator, device=unit.device)
+            own = torch.rand(len(unit), generator=generator, device=unit.device) >= self.config.adversary_drawn
+            unit = torch.where(spread_out(own, unit), unit, self.drawn[index])
+            label = torch.where(own, label, index * len(self.classes) // len(self.drawn))
         level = self.config.level * torch.rand(len(unit), generator=generator, device=unit.device).clamp_min(0.05)
         noise = spread_out(level, unit) * torch.empty_like(unit).normal_(generator=generator)
 
@@ -235,6 +249,22 @@ class JointModel(Classifier):
 
         worst = adversarial(logits, self.pixels(unit), label, self.config.adversary, generator)
         return F.cross_entropy(logits(worst), label)
+
+    def _drawn(self, data: ImageData, most: int) -> Tensor:
+        """As many images of each class, from Gaussians of the labelled ones, in unit coordinates, `(DRAWN K, C, H, W)`."""
+        count = len(self.classes)
+        batch = data.at(torch.arange(len(data), device=data.device)[self.known[data.index]][:most])
+        least = int(torch.bincount(cast(Tensor, batch.label), minlength=count).min())
+        if least <= COMPONENTS:
+            raise EbmtrajError(
+                f"network.adversary_drawn = {self.config.adversary_drawn}: {least} labelled images of a class, and its "
+                f"{COMPONENTS} Gaussians need more; set it to 0"
+            )
+        mixture = MixtureBase(self.shape, COMPONENTS, count).to(data.device)
+        mixture.fit(self.unit(batch.x), batch.label, FLOOR)
+        label = torch.arange(count, device=data.device).repeat_interleave(DRAWN)
+        found = mixture.sample(len(label), label, 0.0, generator(self.config.label_seed, data.device))
+        return self.unit(self.pixels(found.view(-1, *self.shape)))
 
     def _noised(self, x: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
         return x + spread_out(level, x) * torch.empty_like(x).normal_(generator=generator)

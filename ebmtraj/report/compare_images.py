@@ -32,6 +32,7 @@ class ImageRow:
     conditional: bool = False
     set: tuple[str, ...] = ()  # settings, as `--set` has them
     seeds: int | None = None  # at most so many, where a fit does not depend on the seed
+    attacked: int | None = None  # at most so many of them are attacked
 
 
 IMAGES: Mapping[str, ImageRow] = {
@@ -51,17 +52,25 @@ IMAGES: Mapping[str, ImageRow] = {
     "gaussian-class": ImageRow("class-gaussian", "ten class Gaussians", conditional=True, seeds=1),
 }
 JEM: Mapping[str, ImageRow] = {
-    "jem": ImageRow("jem", "joint energy, score matching", conditional=True),
-    "jem-factored": ImageRow("jem", "the same, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",)),
+    "jem": ImageRow("jem", "joint energy, score matching", conditional=True, attacked=1),
+    "jem-factored": ImageRow(
+        "jem", "the same, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",), attacked=1
+    ),
     "jem-robust": ImageRow(
         "jem",
         "the same, told labels in the worst case within .2",
         conditional=True,
-        set=("network.adversary=0.2", "training.steps=1500", "training.batch=256"),
+        set=(
+            "network.adversary=0.2",
+            "network.adversary_weight=2.0",
+            "network.adversary_drawn=0.8",
+            "training.steps=1500",
+            "training.batch=256",
+        ),
     ),
     "jem-cd": ImageRow("jem-cd", "joint energy, contrastive divergence (paper 001)", conditional=True),
     "classifier": ImageRow("classifier", "plain classifier of the same net", conditional=True),
-    "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",)),
+    "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",), attacked=1),
     "classifier-200": ImageRow(
         "classifier", "plain classifier, 200 labels", conditional=True, set=("network.labelled=200",)
     ),

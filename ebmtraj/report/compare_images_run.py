@@ -57,8 +57,8 @@ def missing(job: ImageJob) -> list[str]:
 
 def _measures(job: ImageJob) -> list[str]:
     c = job.comparison
-    attacked = c.attacked is None or job.seed - c.seeds[0] < c.attacked
-    names = [name for name in MEASURES[c.kind] if attacked or name != "robustness"]
+    attacked = min(most for most in (c.attacked, job.row.attacked, len(c.seeds)) if most is not None)
+    names = [name for name in MEASURES[c.kind] if job.seed - c.seeds[0] < attacked or name != "robustness"]
     return ["samples", *names] if job.measured else []
 
 

@@ -34,6 +34,7 @@ class Section(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     conditional: bool | None = None  # only rows of that kind
+    rows: tuple[str, ...] = ()  # only these; empty: all
     beside: tuple[tuple[str, Mapping[str, str]], ...] = ()  # lines whose values any row's measures hold: {column: key}
 
 
@@ -54,8 +55,7 @@ _ATTACKS = {
     "lowest": "lowest .2",
     "l2.pgd.0.5": "L2: PGD .5",
     "l2.pgd.1": "PGD 1",
-    "l2.pgd.1.5": "PGD 1.5",
-    "l2.boundary": "boundary 1.5",
+    "l2.boundary": "boundary 1",
 }
 
 
@@ -102,6 +102,16 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
         ),
         "foreign": Section("AUROC of log p(x)", _auroc("log_p")),
         "ratio": Section("AUROC of the ratio", _auroc("log_ratio")),
+        "abilities": Section(
+            "an energy and a field of the same size",
+            (
+                Column("generation.frechet", "Fréchet"),
+                Column("abilities.least_auroc", "log p(x), AUROC: least of far ones", 1),
+                Column("foreign.log_ratio.interpolated", "ratio of densities: interpolated", 1),
+                Column("abilities.accuracy", "class of least E(x|y)", 1, percent=True),
+            ),
+            rows=("energy", "field", "energy-class", "field-class"),
+        ),
         "restoration": Section(
             "mean squared error",
             (
@@ -168,6 +178,7 @@ def table_of(results: Mapping[str, Any], section: Section) -> tuple[list[str], l
         name
         for name in summary
         if section.conditional in (None, protocol["conditional"][name])
+        and (not section.rows or name in section.rows)
         and any(summary[name].get(column.key) for column in section.columns)
     ]
     columns = [column for column in section.columns if any(summary[name].get(column.key) for name in rows)]
