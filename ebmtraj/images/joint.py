@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ebmtraj.device import generator
-from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
+from ebmtraj.energies.image_base import MOST_ENTRIES, MixtureBase, UnitGaussian, spread_out
 from ebmtraj.energies.image_conv import Network
 from ebmtraj.energies.joint import Frame, Guided, JointEnergy, joint_tilt
 from ebmtraj.errors import EbmtrajError
@@ -24,7 +25,8 @@ from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.losses import NoiseConfig
 from ebmtraj.training.trainable import Stage
 
-DRAWN, COMPONENTS, FLOOR = 2000, 4, 0.03  # of `adversary_drawn`: images and Gaussians of each class, added variance
+DRAWN, COMPONENTS, FLOOR = 2000, 4, 0.03  # images that an adversary has besides the data's: of each class, of so many
+SHARE = 0.8  # Gaussians with that variance added; and how often it takes one of them
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,6 @@ class JointConfig:
     conditional: float = 1.0  # weight of score matching of E(x, y), of the images whose label is known
     adversary: float = 0.0  # L-inf distance in pixels within which labels are also to be told in the worst case; 0: off
     adversary_weight: float = 0.5  # of that cross-entropy
-    adversary_drawn: float = 0.0  # share of the images for it that Gaussians of each class draw, so that there are more
     factored: bool = False  # the ablation p(x) p(y | x)
     labelled: int = 0  # training images that keep their label, evenly over the classes; 0: all
     label_seed: int = 0  # which ones
@@ -65,10 +66,10 @@ class JointConfig:
                 f"network: classification = {self.classification}, conditional = {self.conditional}, labelled = "
                 f"{self.labelled}, guidance = {self.guidance}; none may be below 0"
             )
-        if not 0 <= self.adversary <= 1 or self.adversary_weight < 0 or not 0 <= self.adversary_drawn <= 1:
+        if not 0 <= self.adversary <= 1 or self.adversary_weight < 0:
             raise EbmtrajError(
-                f"network: adversary = {self.adversary}, adversary_weight = {self.adversary_weight}, adversary_drawn = "
-                f"{self.adversary_drawn}; it needs adversary and adversary_drawn from 0 to 1 and a weight from 0 up"
+                f"network: adversary = {self.adversary}, adversary_weight = {self.adversary_weight}; it needs 0 <= "
+                "adversary <= 1 and a weight from 0 up"
             )
         if self.labelled and self.base == "classes":
             raise EbmtrajError(
@@ -164,14 +165,12 @@ class JointModel(Classifier):
             config.network, self.shape, count, width=config.width, depth=config.depth, channels=config.channels
         )
         self.net = JointEnergy(base, Frame(self.shape, config.base != "unit"), tilt, factored=config.factored)
-        self.register_buffer(
-            "drawn", torch.zeros(0, *self.shape), persistent=False
-        )  # class after class, see `adversary_drawn`
+        self.register_buffer("drawn", torch.zeros(0, *self.shape), persistent=False)  # for the adversary, class after class
 
     def prepare(self, data: ImageData, most: int = 20_000) -> None:
         """As every classifier; and fit the base."""
         super().prepare(data, most)
-        if self.config.adversary > 0 and self.config.adversary_drawn > 0:
+        if self.config.adversary > 0:
             self.drawn = self._drawn(data, most)
         if isinstance(self.net.base, MixtureBase):
             batch = data.at(torch.arange(min(most, len(data)), device=data.device))
@@ -238,7 +237,7 @@ class JointModel(Classifier):
             return unit.sum() * 0
         if len(self.drawn):  # generated images, too (Gowal et al. 2021): few real ones are learnt by heart
             index = torch.randint(len(self.drawn), (len(unit),), generator=generator, device=unit.device)
-            own = torch.rand(len(unit), generator=generator, device=unit.device) >= self.config.adversary_drawn
+            own = torch.rand(len(unit), generator=generator, device=unit.device) >= SHARE
             unit = torch.where(spread_out(own, unit), unit, self.drawn[index])
             label = torch.where(own, label, index * len(self.classes) // len(self.drawn))
         level = self.config.level * torch.rand(len(unit), generator=generator, device=unit.device).clamp_min(0.05)
@@ -251,15 +250,15 @@ class JointModel(Classifier):
         return F.cross_entropy(logits(worst), label)
 
     def _drawn(self, data: ImageData, most: int) -> Tensor:
-        """As many images of each class, from Gaussians of the labelled ones, in unit coordinates, `(DRAWN K, C, H, W)`."""
+        """As many images of each class, drawn from Gaussians of the labelled ones, in unit coordinates, `(N, C, H, W)`.
+
+        None of images that are too large for full covariances, or where a class has too few labels.
+        """
         count = len(self.classes)
         batch = data.at(torch.arange(len(data), device=data.device)[self.known[data.index]][:most])
         least = int(torch.bincount(cast(Tensor, batch.label), minlength=count).min())
-        if least <= COMPONENTS:
-            raise EbmtrajError(
-                f"network.adversary_drawn = {self.config.adversary_drawn}: {least} labelled images of a class, and its "
-                f"{COMPONENTS} Gaussians need more; set it to 0"
-            )
+        if math.prod(self.shape) > MOST_ENTRIES or least <= COMPONENTS:
+            return self.drawn
         mixture = MixtureBase(self.shape, COMPONENTS, count).to(data.device)
         mixture.fit(self.unit(batch.x), batch.label, FLOOR)
         label = torch.arange(count, device=data.device).repeat_interleave(DRAWN)
