@@ -287,7 +287,7 @@ def test_the_replay_buffer_keeps_images_with_their_labels(digits: ImageStore) ->
 
 
 def test_snapshots_average_past_energies() -> None:
-    plain = PlainEnergy((1, 8, 8), 0, channels=4, spectral=True)
+    plain = PlainEnergy((1, 8, 8), 0, network="conv", channels=4, spectral=True)
     group, x, values = Snapshots(plain, 2), normal(5, 1, 8, 8), []
     plain.eval()
     for step in range(3):
