@@ -62,8 +62,8 @@ class NoiseConditionalConfig:
 def chosen_base(base: BaseName, shape: tuple[int, int, int], conditional: bool) -> BaseName:
     """What `auto` is, for small images: a mixture of Gaussians for p(x), one Gaussian of all classes for p(x | y) (whole).
 
-    By validation: Gaussians of each class learn their few images by heart, and N(0, 1), which `auto` is for large images,
-    leaves log p without bound on pixels that never change, so that it takes inverted images for real ones.
+    By validation: Gaussians of each class make samples of less spread, and N(0, 1), which `auto` is for large images, does
+    not tell how improbable light is in pixels that are always dark, so that inverted images pass for real ones.
     """
     if base != "auto":
         return base
