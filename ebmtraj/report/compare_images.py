@@ -35,7 +35,7 @@ class ImageRow:
     attacked: int | None = None  # at most so many of them are attacked
 
 
-FIELD = ("training.steps=4000", "training.learning_rate=0.004")  # by validation, of 2,000 and 4,000 and of 2e-3 and 4e-3
+FIELD = ("training.steps=4000", "training.learning_rate=0.004")  # by validation, with 2,000 steps and 2e-3
 
 IMAGES: Mapping[str, ImageRow] = {
     "energy": ImageRow("dsm", "energy, score matching"),
