@@ -155,6 +155,9 @@ def test_jem_rows_are_measured_as_classifiers(digits: ImageStore, tmp_path: Path
     assert "| ten class Gaussians |" in markdown_images(results, SECTIONS["jem"]["robustness"])
     assert "refined" not in [name for name, s in SECTIONS["jem"].items() if "Gaussians" in markdown_images(results, s)]
     assert "ten class Gaussians" in markdown_images(results, SECTIONS["jem"]["log_p"])
+    code, said, err = call(capfd, *words, "--workers", 1, "--out", out, "--json", *TINY, "--resume", "--attacked", 0)
+    assert code == 0, err
+    assert not [key for key in json.loads(said)["summary"]["class-gaussian"] if key.startswith("robustness")]  # not asked
 
 
 def test_what_is_wrong_is_said_before_any_work(
