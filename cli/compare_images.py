@@ -24,7 +24,7 @@ Stability = Annotated[int, typer.Option(help="Seeds of the default recipe that a
 Runs = Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")]
 Pictures = Annotated[Path | None, typer.Option(help="Folder for pictures of samples.")]
 Attacked = Annotated[
-    int | None, typer.Option(help="Seeds whose classifiers are attacked, which takes longest. [default: all]", min=0)
+    int | None, typer.Option(help="Seeds whose classifiers are attacked, which takes longest; of some rows fewer.", min=0)
 ]
 DoneOnly = Annotated[bool, typer.Option("--done-only", help="Train nothing: report what a comparison has done so far.")]
 Workers = Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)]

@@ -27,7 +27,7 @@ def image(
         typer.Option(help="Of the energy: dsm (score matching at all noise levels, the default) or pcd (the papers')."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="energy, or a baseline: field, vae, gaussian, class-gaussian, gmm.")
+        str | None, typer.Option(help="energy, or a baseline: field, vae, gaussian, class-gaussian, gmm, svm.")
     ] = None,
     conditional: Annotated[
         bool | None, typer.Option("--conditional/--unconditional", help="Learn p(x | class) instead of p(x).")

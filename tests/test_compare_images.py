@@ -151,7 +151,13 @@ def test_jem_rows_are_measured_as_classifiers(digits: ImageStore, tmp_path: Path
     assert results["summary"]["gaussian"]["foreign.log_p.noise"]["median"] > 0.9
     attacked = results["summary"]["class-gaussian"]
     assert attacked["robustness.refine_0.lowest"]["median"] <= attacked["robustness.refine_0.pgd.0.2"]["median"]
+    assert attacked["robustness.refine_0.l2.lowest"]["median"] <= attacked["robustness.refine_0.l2.pgd.0.5"]["median"]
+    assert "| ten class Gaussians |" in markdown_images(results, SECTIONS["jem"]["robustness"])
+    assert "refined" not in [name for name, s in SECTIONS["jem"].items() if "Gaussians" in markdown_images(results, s)]
     assert "ten class Gaussians" in markdown_images(results, SECTIONS["jem"]["log_p"])
+    code, said, err = call(capfd, *words, "--workers", 1, "--out", out, "--json", *TINY, "--resume", "--attacked", 0)
+    assert code == 0, err
+    assert not [key for key in json.loads(said)["summary"]["class-gaussian"] if key.startswith("robustness")]  # not asked
 
 
 def test_what_is_wrong_is_said_before_any_work(

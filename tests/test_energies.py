@@ -94,7 +94,7 @@ def test_no_energy_is_left_out() -> None:
 def image_models() -> list[ImageModel]:
     """Every model of images, whose contracts stand in test_image_energies and test_joint, by each kind of network."""
     asked: list[tuple[str, dict[str, str]]] = [(name, {}) for name in MODELS]
-    asked += [(name, {"network": "conv"}) for name in ("dsm", "pcd", "jem")]
+    asked += [("dsm", {"base": "unit"}), *((name, {"network": "conv"}) for name in ("dsm", "pcd", "jem"))]
     return [
         make_image_model(name, (1, 8, 8), ("a", "b"), conditional=conditional, network=network)
         for name, network in asked

@@ -77,6 +77,29 @@ def test_class_gaussians_are_quadratic_discriminants(digits: ImageStore) -> None
         model.sample(2, torch.Generator(), torch.tensor([0, 1]))
 
 
+def test_support_vector_machines_are_scikit_learns(digits: ImageStore, tmp_path: Path) -> None:
+    from sklearn.metrics import log_loss
+    from sklearn.svm import SVC
+
+    recipe = load_image_recipe(None, ["network.penalty=2.0"], {"model": "svm", "data": digits.path})
+    result, _ = train_image(recipe, tmp_path / "run")
+    model, header = load_image_model(tmp_path / "run")
+    train, test, held_out = (digits.read(split) for split in ("train", "test", "validation"))
+    x, there = (model.unit(torch.from_numpy(split.pixels)).flatten(1).numpy() for split in (train, test))
+    machine = SVC(C=2.0, gamma=2.0 / 64).fit(x, train.labels == 3)
+    logits = model.logits(torch.from_numpy(test.pixels)).numpy()
+    ratio = logits[:, 3] / machine.decision_function(there)
+    assert np.ptp(ratio) < 1e-2 * ratio.mean()  # one temperature for all
+    assert 0 < header["network"]["vectors"] == len(model.centre) < len(x)
+    assert (logits.argmax(1) == test.labels).mean() > 0.98
+    said = model.logits(torch.from_numpy(held_out.pixels)).softmax(1).numpy()
+    assert result.validation == pytest.approx(log_loss(held_out.labels, said), rel=1e-3)
+    assert 0.8 < np.mean(said.max(1)) / (said.argmax(1) == held_out.labels).mean() < 1.02  # believable, thanks to it
+    few = load_image_recipe(None, ["training.episodes=30"], {"model": "svm", "data": digits.path})
+    with pytest.raises(EbmtrajError, match="images of a class"):
+        train_image(few, tmp_path / "few")
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 def test_gradients_are_those_of_the_energy(digits: ImageStore, conditional: bool) -> None:
     model = fitted(digits, "gmm", conditional, components=2)
@@ -166,6 +189,7 @@ def test_the_autoencoder_takes_every_size(shape: tuple[int, int, int]) -> None:
 
 
 def test_settings_out_of_range_are_refused(digits: ImageStore) -> None:
-    for name, setting in (("vae", {"latent": 0}), ("gaussian", {"floor": 0.0}), ("gmm", {"components": 0})):
+    wrong = (("vae", {"latent": 0}), ("gaussian", {"floor": 0.0}), ("gmm", {"components": 0}), ("svm", {"gamma": 0.0}))
+    for name, setting in wrong:
         with pytest.raises(EbmtrajError, match="above 0"):
             make_image_model(name, digits.shape, digits.classes, network=setting)

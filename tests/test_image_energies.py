@@ -287,7 +287,7 @@ def test_the_replay_buffer_keeps_images_with_their_labels(digits: ImageStore) ->
 
 
 def test_snapshots_average_past_energies() -> None:
-    plain = PlainEnergy((1, 8, 8), 0, channels=4, spectral=True)
+    plain = PlainEnergy((1, 8, 8), 0, network="conv", channels=4, spectral=True)
     group, x, values = Snapshots(plain, 2), normal(5, 1, 8, 8), []
     plain.eval()
     for step in range(3):
@@ -313,3 +313,19 @@ def test_the_guard_stops_what_diverges(name: str, digits: ImageStore, tmp_path: 
     rows = Run(tmp_path / "run").read_metrics()
     assert sum(row.get("event") == "rolled back" for row in rows) == 3
     assert not (tmp_path / "run" / "checkpoints" / "best.safetensors").exists()
+
+
+def test_given_labels_one_gaussian_of_all_classes_is_tilted(digits: ImageStore) -> None:
+    data = ImageData.load(digits, "train")
+    told = make_image_model("dsm", digits.shape, digits.classes, conditional=True)
+    plain = make_image_model("gaussian", digits.shape, digits.classes, network={"floor": told.config.floor})
+    for model in (told, plain):
+        model.prepare(data)
+    x, level = told.unit(data.pixels[:9]), torch.tensor(0.4)
+    label, other = torch.arange(9), torch.arange(9).flip(0)
+    assert torch.allclose(told.net.base(x, label, level), plain.energy(x, None, level), rtol=1e-4)  # type: ignore[operator, union-attr]
+    assert torch.equal(told.net.base(x, label, level), told.net.base(x, other, level))  # type: ignore[operator, union-attr]
+    inverted = plain.log_density(1 - data.pixels, 0.3)
+    assert float(inverted.max()) < float(plain.log_density(data.pixels, 0.3).min())
+    large = make_image_model("dsm", (3, 32, 32), digits.classes, conditional=True)
+    assert type(large.net.base).__name__ == "UnitGaussian"  # type: ignore[union-attr]

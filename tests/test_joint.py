@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,3 +296,27 @@ def test_train_ood_and_calibrate_through_the_command_line(
     assert code == 2
     assert "network.labelled = 3" in err
     assert not np.any([(tmp_path / "b" / "checkpoints").exists()])
+
+
+def test_gaussians_of_each_class_draw_more_images_for_the_adversary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebmtraj.images.joint.SHARE", 1.0)
+    store = open_images("digits")
+    data = ImageData.load(store, "train")
+    settings: dict[str, Any] = {"adversary": 0.1, "width": 8, "components": 1}
+    model = make_image_model("jem", store.shape, store.classes, network=settings)
+    model.prepare(data)
+    plain = make_image_model("class-gaussian", store.shape, store.classes)
+    plain.prepare(data)
+    images = model.pixels(model.drawn)  # type: ignore[operator, arg-type]
+    assert images.shape == (20_000, *store.shape)
+    own = torch.arange(20_000) // 2000
+    assert float((plain.logits(images).argmax(1) == own).float().mean()) > 0.97
+    assert float(torch.cdist(images[:200].flatten(1), data.pixels.flatten(1)).amin()) > 0.1  # none is a training image
+    batch = data.at(torch.arange(64))
+    told = [batch, dataclasses.replace(batch, label=torch.zeros_like(own[:64]))]  # whose labels do not count
+    losses = [model._worst_entropy(each, torch.Generator().manual_seed(3)).detach() for each in told]  # type: ignore[operator]
+    assert losses[0] == losses[1]
+    few = make_image_model("jem", store.shape, store.classes, network={**settings, "labelled": 40})
+    few.prepare(data)
+    assert len(few.drawn) == 0  # type: ignore[arg-type]
+    assert float(few._worst_entropy(batch, torch.Generator()).detach()) > 0  # type: ignore[operator]

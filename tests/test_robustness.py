@@ -120,6 +120,25 @@ def test_library_attacks_find_the_same_boundary() -> None:
     assert float(ratio.min()) > 0.99  # none is nearer than the boundary
 
 
+def test_the_boundary_attack_starts_where_noise_is_by_place() -> None:
+    """A start that fools in its own place need not fool in that of the image which it is for."""
+    x, y = linear_images(40)
+
+    def predict(images: Tensor) -> Tensor:
+        return linear(images + 0.03 * torch.randn(images.shape, generator=noise(2)))
+
+    right = predict(x).argmax(1) == y
+    assert 0 < int((~right).sum()) < 10
+    near = boundary_attack(predict, x, y, 0, 50)
+    moved = (near != x).flatten(1).any(1)
+    assert float(moved[right].float().mean()) > 0.7
+    assert float((predict(near[moved]).argmax(1) != y[moved]).float().mean()) == 1  # asked as the attack asked
+    assert torch.equal(near[~right], x[~right])
+    same = torch.zeros_like(y)
+    alike = predict(x).argmax(1) == 0
+    assert torch.equal(boundary_attack(predict, x[alike], same[alike], 0, 5)[:0], x[:0])  # nothing to start from: no fault
+
+
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 @pytest.mark.parametrize("steps", [0, 1, 10])
 def test_the_attacker_sees_the_chain_that_the_defender_runs(steps: int, network: str, store: ImageStore) -> None:

@@ -117,6 +117,14 @@ def spread_out(level: Tensor, x: Tensor) -> Tensor:
     return level.reshape(-1, *[1] * (x.dim() - 1))
 
 
+def picked(logits: Tensor, label: Tensor | None) -> Tensor:
+    """The logit of the label or, where there is none, their logsumexp, `(B,)`."""
+    whole = logits.logsumexp(1)
+    if label is None:
+        return whole
+    return torch.where(label < 0, whole, logits.gather(1, label.clamp_min(0).unsqueeze(1)).squeeze(1))
+
+
 def _mixture(rows: np.ndarray, components: int, floor: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights `(K,)`, means `(K, D)` and covariances `(K, D, D)`."""
     if components == 1:

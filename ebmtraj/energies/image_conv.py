@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmtraj.energies.image import Tilt
+from ebmtraj.energies.image_base import picked
 from ebmtraj.nets.conv import ConvNet
 from ebmtraj.nets.mlp import MLP
 from ebmtraj.nets.resnet import ResNet
@@ -17,11 +18,11 @@ Network = Literal["auto", "mlp", "conv", "resnet"]
 SMALL = 1024  # entries of an image up to which `auto` is a network of dense layers
 
 
-def chosen_network(network: Network, shape: tuple[int, int, int], small: Network = "mlp") -> Network:
+def chosen_network(network: Network, shape: tuple[int, int, int]) -> Network:
     """What `auto` is for images of this shape."""
     if network != "auto":
         return network
-    return small if math.prod(shape) <= SMALL else "resnet"
+    return "mlp" if math.prod(shape) <= SMALL else "resnet"
 
 
 class NetworkTilt(Tilt):
@@ -67,27 +68,23 @@ class PlainEnergy(nn.Module):
         scale: float = 1.0,
         prior: float = 0.0,
     ) -> None:
-        """`classes` 0: no labels."""
+        """`classes` 0: no labels; dense layers have an output a class, and without a label E(x) is that of them all."""
         super().__init__()
-        kind = chosen_network(network, shape, small="conv")
+        kind = chosen_network(network, shape)
         self.scale, self.prior, self.classes = scale, prior, classes
         self.net: nn.Module
         self.dense = kind == "mlp"
         if self.dense:
-            self.net = MLP(math.prod(shape) + classes, 1, width=width, depth=depth, spectral=spectral)
+            self.net = MLP(math.prod(shape), max(1, classes), width=width, depth=depth, spectral=spectral)
         else:
             self.net = (ConvNet if kind == "conv" else ResNet)(shape, 1, classes=classes, width=channels, spectral=spectral)
 
     def forward(self, x: Tensor, label: Tensor | None = None, level: Tensor | None = None) -> Tensor:
         """Energies `(B,)` of events `(B, C, H, W)`; the level is not looked at."""
         if self.dense:
-            flat = x.flatten(1)
+            value = self.net(x.flatten(1))
             if self.classes:
-                told = torch.zeros(len(x), self.classes, dtype=x.dtype, device=x.device)
-                if label is not None:
-                    told = told.scatter(1, label.clamp_min(0)[:, None], (label >= 0).to(x.dtype)[:, None])
-                flat = torch.cat((flat, told), dim=1)
-            value = self.net(flat)
+                value = -picked(-value, label).unsqueeze(1)
         else:
             value = self.net(x, label)
         total: Tensor = self.scale * value.squeeze(-1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
+from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, picked, spread_out
 from ebmtraj.energies.image_conv import Network, chosen_network
 from ebmtraj.nets.conv import ConvNet
 from ebmtraj.nets.mlp import LevelFeatures, silu_with_slope
@@ -259,14 +259,6 @@ class JointEnergy(nn.Module):
 def by_class(logs: Tensor, base: MixtureBase) -> Tensor:
     """Components' logarithms `(B, K * M)` as `(B, K, M)`; K is 1 where the base knows no classes."""
     return logs.view(len(logs), max(1, base.classes), base.components)
-
-
-def picked(logits: Tensor, label: Tensor | None) -> Tensor:
-    """The logit of the label or, where there is none, their logsumexp, `(B,)`."""
-    whole = logits.logsumexp(1)
-    if label is None:
-        return whole
-    return torch.where(label < 0, whole, logits.gather(1, label.clamp_min(0).unsqueeze(1)).squeeze(1))
 
 
 def shares(logits: Tensor, label: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.robustness import Classify, mean_log_p
 
+TRIES = 20  # starts of the boundary attack, an image
 Predict = Callable[[Tensor], Tensor]  # pixels (B, C, H, W) -> log p(y | x), (B, K)
 
 
@@ -93,20 +94,30 @@ def boundary_attack(predict: Predict, pixels: Tensor, labels: Tensor, seed: int,
         torch.manual_seed(seed)
         model = foolbox.PyTorchModel(_Predictor(predict).eval(), bounds=(0, 1), device=str(pixels.device))
         found = pixels.clone()
-        fooled = predict(pixels).argmax(1) != labels
-        starts = _starts(predict, pixels, labels)
-        if starts is None or bool(fooled.all()):
+        rows = torch.nonzero(predict(pixels).argmax(1) == labels).squeeze(1)
+        rows, starts = _starts(predict, pixels, labels, rows)
+        if not len(rows):
             return found
         attack = foolbox.attacks.BoundaryAttack(steps=steps)
-        rows = torch.nonzero(~fooled).squeeze(1)
-        out = attack.run(model, pixels[rows], foolbox.criteria.Misclassification(labels[rows]), starting_points=starts[rows])
+        out = attack.run(model, pixels[rows], foolbox.criteria.Misclassification(labels[rows]), starting_points=starts)
         found[rows] = out.float()
     return found
 
 
-def _starts(predict: Predict, pixels: Tensor, labels: Tensor) -> Tensor | None:
-    """For each image the nearest other one that is taken for another class than the image's own, `(B, C, H, W)`."""
-    taken = predict(pixels).argmax(1)
-    gap = torch.cdist(pixels.flatten(1), pixels.flatten(1)).masked_fill(taken.unsqueeze(0) == labels.unsqueeze(1), torch.inf)
-    least, index = gap.min(1)
-    return pixels[index] if bool(least.isfinite().all()) else None
+def _starts(predict: Predict, pixels: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of these images the nearest other one that is taken for another class, `(M, C, H, W)`, and which have one.
+
+    A classifier whose noise is the same for every question has it by an image's place among those that are asked for
+    together, so that a start counts only in the place of the image that it is for.
+    """
+    while len(rows):
+        gap = torch.cdist(pixels[rows].flatten(1), pixels.flatten(1))
+        order = gap.masked_fill(labels[rows].unsqueeze(1) == labels, torch.inf).argsort(1)
+        starts, good = pixels[order[:, 0]], torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        for place in order.T[:TRIES]:
+            starts = torch.where(good.view(-1, 1, 1, 1), starts, pixels[place])
+            good = predict(starts).argmax(1) != labels[rows]
+            if bool(good.all()):
+                return rows, starts
+        rows = rows[good]
+    return rows, pixels[:0]

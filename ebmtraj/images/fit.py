@@ -80,7 +80,7 @@ def train_image(
 def fit_closed(
     recipe: ImageRecipe, path: Path, *, device: str = "auto", resume: bool = False, overwrite: bool = False
 ) -> tuple[Result, ImageRecipe]:
-    """As `train_image`, for a model that is fitted in closed form; its validation loss is -log p of those images."""
+    """As `train_image`, for a model that is fitted in closed form."""
     where = choose_device(device)
     use_threads(recipe.training.threads)
     store = _open(recipe)
@@ -97,9 +97,8 @@ def fit_closed(
     model.prepare(_data(store, "train", recipe, model, where))
     seconds = round(time.perf_counter() - began, 3)
     held_out = ImageData.load(store, "validation", where, limit=recipe.training.validation)
-    label = held_out.label if recipe.conditional else None
     with torch.no_grad():
-        validation = float(-model.log_density(held_out.pixels, 0.0, label).mean())
+        validation = model.validation(held_out)
     facts = {"steps": 0, "validation": validation, "seconds": seconds}
     save_tensors(path / CHECKPOINT, model.eval().state_dict(), {**model.header(), **facts})
     return Result(0, seconds, validation, 0), recipe

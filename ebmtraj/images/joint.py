@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ebmtraj.energies.image_base import MixtureBase, UnitGaussian, spread_out
+from ebmtraj.device import generator
+from ebmtraj.energies.image_base import MOST_ENTRIES, MixtureBase, UnitGaussian, spread_out
 from ebmtraj.energies.image_conv import Network
 from ebmtraj.energies.joint import Frame, Guided, JointEnergy, joint_tilt
 from ebmtraj.errors import EbmtrajError
@@ -22,6 +24,9 @@ from ebmtraj.images.noise_conditional import LADDER
 from ebmtraj.samplers.langevin import LangevinConfig, langevin
 from ebmtraj.training.losses import NoiseConfig
 from ebmtraj.training.trainable import Stage
+
+DRAWN, COMPONENTS, FLOOR = 2000, 4, 0.03  # images that an adversary has besides the data's: of each class, of so many
+SHARE = 0.8  # Gaussians with that variance added; and how often it takes one of them
 
 
 @dataclass(frozen=True)
@@ -160,10 +165,13 @@ class JointModel(Classifier):
             config.network, self.shape, count, width=config.width, depth=config.depth, channels=config.channels
         )
         self.net = JointEnergy(base, Frame(self.shape, config.base != "unit"), tilt, factored=config.factored)
+        self.register_buffer("drawn", torch.zeros(0, *self.shape), persistent=False)  # for the adversary, class after class
 
     def prepare(self, data: ImageData, most: int = 20_000) -> None:
         """As every classifier; and fit the base."""
         super().prepare(data, most)
+        if self.config.adversary > 0:
+            self.drawn = self._drawn(data, most)
         if isinstance(self.net.base, MixtureBase):
             batch = data.at(torch.arange(min(most, len(data)), device=data.device))
             x = self.unit(batch.x)
@@ -227,6 +235,11 @@ class JointModel(Classifier):
         unit, label = self.seen(batch, generator)
         if not len(label):
             return unit.sum() * 0
+        if len(self.drawn):  # generated images, too (Gowal et al. 2021): few real ones are learnt by heart
+            index = torch.randint(len(self.drawn), (len(unit),), generator=generator, device=unit.device)
+            own = torch.rand(len(unit), generator=generator, device=unit.device) >= SHARE
+            unit = torch.where(spread_out(own, unit), unit, self.drawn[index])
+            label = torch.where(own, label, index * len(self.classes) // len(self.drawn))
         level = self.config.level * torch.rand(len(unit), generator=generator, device=unit.device).clamp_min(0.05)
         noise = spread_out(level, unit) * torch.empty_like(unit).normal_(generator=generator)
 
@@ -235,6 +248,22 @@ class JointModel(Classifier):
 
         worst = adversarial(logits, self.pixels(unit), label, self.config.adversary, generator)
         return F.cross_entropy(logits(worst), label)
+
+    def _drawn(self, data: ImageData, most: int) -> Tensor:
+        """As many images of each class, drawn from Gaussians of the labelled ones, in unit coordinates, `(N, C, H, W)`.
+
+        None of images that are too large for full covariances, or where a class has too few labels.
+        """
+        count = len(self.classes)
+        batch = data.at(torch.arange(len(data), device=data.device)[self.known[data.index]][:most])
+        least = int(torch.bincount(cast(Tensor, batch.label), minlength=count).min())
+        if math.prod(self.shape) > MOST_ENTRIES or least <= COMPONENTS:
+            return self.drawn
+        mixture = MixtureBase(self.shape, COMPONENTS, count).to(data.device)
+        mixture.fit(self.unit(batch.x), batch.label, FLOOR)
+        label = torch.arange(count, device=data.device).repeat_interleave(DRAWN)
+        found = mixture.sample(len(label), label, 0.0, generator(self.config.label_seed, data.device))
+        return self.unit(self.pixels(found.view(-1, *self.shape)))
 
     def _noised(self, x: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
         return x + spread_out(level, x) * torch.empty_like(x).normal_(generator=generator)

@@ -88,6 +88,10 @@ class ImageModel(Trainable):
         """Unnormalised log p(y | x), `(B, K)`, where the model `classifies`."""
         raise EbmtrajError(f"model {self.name} does not classify; train a joint one: ebmtraj train jem")
 
+    def validation(self, data: ImageData) -> float:
+        """Validation loss of a model in `closed_form`: the mean of -log p(x), or -log p(x | y), without noise."""
+        return float(-self.log_density(data.pixels, 0.0, data.label if self.conditional else None).mean())
+
     def sample(
         self, count: int, generator: torch.Generator, labels: Tensor | None = None, *, watch: Watch | None = None
     ) -> Tensor:

@@ -24,7 +24,7 @@ from ebmtraj.training.losses import NoiseConfig, denoising_score_matching
 from ebmtraj.training.trainable import Stage
 
 LADDER = Ladder(levels=16, sigma_max=20.0, sigma_min=0.02)
-BaseName = Literal["auto", "unit", "gaussian", "mixture"]
+BaseName = Literal["auto", "unit", "whole", "gaussian", "mixture"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class NoiseConditionalConfig:
     width: int = 512  # of dense layers
     depth: int = 2
     channels: int = 64  # of the first convolution
-    base: BaseName = "auto"  # what is tilted, see `chosen_base`; a mixture has its components for each class
-    components: int = 20  # of a mixture, a class where there are labels
+    base: BaseName = "auto"  # what is tilted, see `chosen_base`; given labels, all but unit and whole are each class's own
+    components: int = 20  # of a mixture, or of each class
     floor: float = 0.3  # added to the variances of a fitted base
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.2))
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=0, ladder=LADDER))
@@ -60,13 +60,16 @@ class NoiseConditionalConfig:
 
 
 def chosen_base(base: BaseName, shape: tuple[int, int, int], conditional: bool) -> BaseName:
-    """What `auto` is: a mixture of Gaussians for p(x) of small images, where it generalises better by its validation loss.
+    """What `auto` is, for small images: a mixture of Gaussians for p(x), one Gaussian of all classes for p(x | y) (whole).
 
-    Given the class, N(0, 1) does better (unit): classes are few enough images that a mixture of each learns them by heart.
+    By validation: Gaussians of each class make samples of less spread, and N(0, 1), which `auto` is for large images, does
+    not tell how improbable light is in pixels that are always dark, so that inverted images pass for real ones.
     """
     if base != "auto":
         return base
-    return "mixture" if math.prod(shape) <= SMALL and not conditional else "unit"
+    if math.prod(shape) > SMALL:
+        return "unit"
+    return "whole" if conditional else "mixture"
 
 
 class NoiseConditionalModel(ImageModel):
@@ -83,7 +86,7 @@ class NoiseConditionalModel(ImageModel):
         "ema": 0.995,
         "check_every": 100,
     }
-    conditional_defaults: ClassVar[dict[str, Any]] = {"guidance": 0.15}
+    conditional_defaults: ClassVar[dict[str, Any]] = {"guidance": 0.05, "floor": 0.03}
 
     def __init__(
         self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: NoiseConditionalConfig
@@ -91,8 +94,9 @@ class NoiseConditionalModel(ImageModel):
         super().__init__(shape, classes, conditional=conditional, config=config)
         count = len(self.classes) if conditional else 0
         kind = chosen_base(config.base, self.shape, conditional)
-        components = 1 if kind == "gaussian" else config.components
-        base: Base = UnitGaussian() if kind == "unit" else MixtureBase(self.shape, components, count)
+        components = 1 if kind in ("gaussian", "whole") else config.components
+        own = 0 if kind == "whole" else count
+        base: Base = UnitGaussian() if kind == "unit" else MixtureBase(self.shape, components, own)
         self.net = ImageEnergy(base, self.make_tilt(count))
 
     def make_tilt(self, classes: int) -> Tilt:
@@ -110,7 +114,7 @@ class NoiseConditionalModel(ImageModel):
         super().prepare(data, most)
         if isinstance(self.net.base, MixtureBase):
             batch = data.at(torch.arange(min(most, len(data)), device=data.device))
-            self.net.base.fit(self.unit(batch.x), batch.label if self.conditional else None, self.config.floor)
+            self.net.base.fit(self.unit(batch.x), batch.label if self.net.base.classes else None, self.config.floor)
 
     def stages(self) -> list[Stage]:
         """Score matching throughout."""

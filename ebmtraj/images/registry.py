@@ -13,6 +13,7 @@ import torch
 from ebmtraj.config import build, merge, to_plain
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.baselines.densities import ClassGaussianModel, GaussianModel, MixtureModel
+from ebmtraj.images.baselines.svm import SVMModel
 from ebmtraj.images.baselines.vae import VAEModel
 from ebmtraj.images.classifier import ClassifierModel, JointCDModel
 from ebmtraj.images.concept import ConceptModel
@@ -38,6 +39,7 @@ MODELS: dict[str, type[ImageModel]] = {
     "gaussian": GaussianModel,
     "class-gaussian": ClassGaussianModel,
     "gmm": MixtureModel,
+    "svm": SVMModel,
 }
 ENERGIES = ("dsm", "pcd")  # the generative energies among them, by their objective
 JOINT = ("jem", "jem-cd", "classifier")  # the joint classifiers among them, by their objective

@@ -56,7 +56,7 @@ class AttackConfig:
 
     norm: Norm = "linf"
     steps: int = 40
-    draws: int = 8  # of noise, for each gradient
+    draws: int = 8  # of noise, for each gradient, and for each answer that an attack without gradients asks for
     restarts: int = 1  # from other places within the ball, for each loss
 
     def __post_init__(self) -> None:

@@ -32,39 +32,45 @@ class ImageRow:
     conditional: bool = False
     set: tuple[str, ...] = ()  # settings, as `--set` has them
     seeds: int | None = None  # at most so many, where a fit does not depend on the seed
+    attacked: int | None = None  # at most so many of them are attacked
 
+
+FIELD = ("training.steps=4000", "training.learning_rate=0.004")  # by validation, with 2,000 steps and 2e-3
 
 IMAGES: Mapping[str, ImageRow] = {
     "energy": ImageRow("dsm", "energy, score matching"),
     "energy-unit": ImageRow("dsm", "the same, tilting N(0, 1)", set=("network.base=unit",)),
     "pcd": ImageRow("pcd", "energy, contrastive divergence (paper 000)"),
-    "field": ImageRow("field", "vector field of the same size"),
+    "field": ImageRow("field", "vector field of the same size", set=FIELD),
     "vae": ImageRow("vae", "variational autoencoder"),
     "gmm": ImageRow("gmm", "mixture of 40 Gaussians"),
     "class-gaussian": ImageRow("class-gaussian", "ten class Gaussians", seeds=1),
     "gaussian": ImageRow("gaussian", "one Gaussian", seeds=1),
     "energy-class": ImageRow("dsm", "energy, score matching", conditional=True),
     "pcd-class": ImageRow("pcd", "energy, contrastive divergence (paper 000)", conditional=True),
-    "field-class": ImageRow("field", "vector field of the same size", conditional=True),
+    "field-class": ImageRow("field", "vector field of the same size", conditional=True, set=FIELD),
     "vae-class": ImageRow("vae", "variational autoencoder", conditional=True),
     "gmm-class": ImageRow("gmm", "mixture of 4 Gaussians a class", conditional=True),
     "gaussian-class": ImageRow("class-gaussian", "ten class Gaussians", conditional=True, seeds=1),
 }
 JEM: Mapping[str, ImageRow] = {
-    "jem": ImageRow("jem", "joint energy, score matching", conditional=True),
-    "jem-factored": ImageRow("jem", "the same, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",)),
+    "jem": ImageRow("jem", "joint energy, score matching", conditional=True, attacked=1),
+    "jem-factored": ImageRow(
+        "jem", "the same, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",), attacked=1
+    ),
     "jem-robust": ImageRow(
         "jem",
         "the same, told labels in the worst case within .2",
         conditional=True,
-        set=("network.adversary=0.2", "training.steps=1500", "training.batch=256"),
+        set=("network.adversary=0.2", "network.adversary_weight=2.0", "training.steps=1500", "training.batch=256"),
     ),
     "jem-cd": ImageRow("jem-cd", "joint energy, contrastive divergence (paper 001)", conditional=True),
     "classifier": ImageRow("classifier", "plain classifier of the same net", conditional=True),
-    "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",)),
+    "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",), attacked=0),
     "classifier-200": ImageRow(
         "classifier", "plain classifier, 200 labels", conditional=True, set=("network.labelled=200",)
     ),
+    "svm": ImageRow("svm", "support vector machine", conditional=True, seeds=1),
     "class-gaussian": ImageRow("class-gaussian", "ten class Gaussians", conditional=True, seeds=1),
     "gaussian": ImageRow("gaussian", "one Gaussian", seeds=1),
     "gmm": ImageRow("gmm", "mixture of 40 Gaussians"),

@@ -57,8 +57,8 @@ def missing(job: ImageJob) -> list[str]:
 
 def _measures(job: ImageJob) -> list[str]:
     c = job.comparison
-    attacked = c.attacked is None or job.seed - c.seeds[0] < c.attacked
-    names = [name for name in MEASURES[c.kind] if attacked or name != "robustness"]
+    attacked = min(most for most in (c.attacked, job.row.attacked, len(c.seeds)) if most is not None)
+    names = [name for name in MEASURES[c.kind] if job.seed - c.seeds[0] < attacked or name != "robustness"]
     return ["samples", *names] if job.measured else []
 
 
@@ -145,7 +145,9 @@ def image_results(jobs: Sequence[ImageJob], store: ImageStore, judge: Judge, *, 
         outcome = job.outcome()
         if outcome is None or missing(job):
             raise EbmtrajError(f"{job.path} is not done; run the comparison again with --resume")
-        row = {"model": job.name, "seed": job.seed, "diverged": outcome["diverged"], **flat(outcome["facts"])}
+        asked_for = {*_measures(job), "training", "generation", "memory"}  # a comparison may have measured more before
+        facts = {name: found for name, found in outcome["facts"].items() if name in asked_for}
+        row = {"model": job.name, "seed": job.seed, "diverged": outcome["diverged"], **flat(facts)}
         (rows if job.measured else trained).append(row)
     stable = [row for row in (*rows, *trained) if row["model"] == STABLE[c.kind]]
     asked = {job.name: (job.outcome() or {})["asked"] for job in reversed(jobs)}

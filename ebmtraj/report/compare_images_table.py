@@ -34,6 +34,7 @@ class Section(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     conditional: bool | None = None  # only rows of that kind
+    rows: tuple[str, ...] = ()  # only these; empty: all
     beside: tuple[tuple[str, Mapping[str, str]], ...] = ()  # lines whose values any row's measures hold: {column: key}
 
 
@@ -41,6 +42,27 @@ def _auroc(score: str) -> tuple[Column, ...]:
     kinds = ("noise", "inverted", "rotated", "shuffled", "constant", "letters", "interpolated", "interpolated_classes")
     titles = {"interpolated_classes": "of two classes"}
     return tuple(Column(f"foreign.{score}.{kind}", titles.get(kind, kind), 1) for kind in kinds)
+
+
+_ATTACKS = {
+    "clean": "clean",
+    "pgd.0.05": "PGD .05",
+    "pgd.0.1": "PGD .1",
+    "pgd.0.2": "PGD .2",
+    "autoattack": "AutoAttack .2",
+    "square": "square .2",
+    "transfer": "transfer .2",
+    "lowest": "lowest .2",
+    "l2.pgd.0.5": "L2: PGD .5",
+    "l2.pgd.1": "PGD 1",
+    "l2.boundary": "boundary 1",
+}
+
+
+def _attacks(steps: int, title: str) -> Section:
+    return Section(
+        title, tuple(Column(f"robustness.refine_{steps}.{key}", says, 1, percent=True) for key, says in _ATTACKS.items())
+    )
 
 
 _QUALITY = (
@@ -80,6 +102,16 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
         ),
         "foreign": Section("AUROC of log p(x)", _auroc("log_p")),
         "ratio": Section("AUROC of the ratio", _auroc("log_ratio")),
+        "abilities": Section(
+            "an energy and a field of the same size",
+            (
+                Column("generation.frechet", "Fréchet"),
+                Column("abilities.least_auroc", "log p(x), AUROC: least of far ones", 1),
+                Column("foreign.log_ratio.interpolated", "ratio of densities: interpolated", 1),
+                Column("abilities.accuracy", "class of least E(x|y)", 1, percent=True),
+            ),
+            rows=("energy", "field", "energy-class", "field-class"),
+        ),
         "restoration": Section(
             "mean squared error",
             (
@@ -124,21 +156,8 @@ SECTIONS: Mapping[str, Mapping[str, Section]] = {
                 *_MEMORY[1:],
             ),
         ),
-        "robustness": Section(
-            "accuracy under attack, L-inf",
-            tuple(
-                Column(f"robustness.refine_{steps}.{key}", f"{says}, {steps} steps", 1, percent=True)
-                for steps in (0, 10)
-                for key, says in {
-                    "clean": "clean",
-                    "pgd.0.1": "PGD .1",
-                    "pgd.0.2": "PGD .2",
-                    "square": "square .2",
-                    "transfer": "transfer .2",
-                    "lowest": "lowest",
-                }.items()
-            ),
-        ),
+        "robustness": _attacks(0, "accuracy under attack, classifiers as they are"),
+        "refined": _attacks(10, "accuracy under attack through 10 refinement steps"),
         **{
             name: Section(f"AUROC of {says}", _auroc(name))
             for name, says in {
@@ -159,6 +178,7 @@ def table_of(results: Mapping[str, Any], section: Section) -> tuple[list[str], l
         name
         for name in summary
         if section.conditional in (None, protocol["conditional"][name])
+        and (not section.rows or name in section.rows)
         and any(summary[name].get(column.key) for column in section.columns)
     ]
     columns = [column for column in section.columns if any(summary[name].get(column.key) for name in rows)]

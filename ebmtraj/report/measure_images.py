@@ -36,7 +36,8 @@ from ebmtraj.report.robustness import RobustnessConfig, measure_robustness
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
 RESTORED = 120  # images that are restored, 16 times each
-ATTACKED = 60  # images that are attacked
+ATTACKED = 100  # images that are attacked
+QUERIES = 300  # of the attacks without a gradient, an image
 FLOORS = 4  # draws of training images against held-out ones
 
 
@@ -130,6 +131,25 @@ def density(subject: Subject) -> dict[str, float]:
     return {"membership": membership(own, others)}
 
 
+@torch.no_grad()
+def abilities(subject: Subject) -> dict[str, float]:
+    """What an energy is beside a sampler: a density that tells foreign images, and a classifier that none was trained to be.
+
+    `least_auroc` is that of log p(x) over foreign sets that lie far off; `accuracy` that of the class of least E(x | y).
+    """
+    model = subject.model
+    if not has_density(model):
+        return {}
+    found = {"least_auroc": min(v for k, v in foreign(subject)["log_p"].items() if not k.startswith("interpolated"))}
+    if model.conditional and model.classes and not model.classifies:
+        images = torch.from_numpy(subject.held_out.pixels)
+        levels = torch.full((len(images),), reading_level(model))
+        each = [model.energy(model.unit(images), torch.full((len(images),), k), levels) for k in range(len(model.classes))]
+        right = torch.stack(each, dim=1).argmin(1).numpy() == subject.held_out.labels
+        found["accuracy"] = float(right.mean())
+    return found
+
+
 def has_density(model: ImageModel) -> bool:
     """Whether it gives log p(x)."""
     return type(model).energy is not ImageModel.energy and model.name != "field"
@@ -186,27 +206,35 @@ _ERRORS = {"energy, one sample": "one", "energy, mean of 16": "mean", "Gaussian 
 _PLAIN = {"median filter": "median_filter", "mean fill": "mean_fill"}
 
 
+ATTACKS: Mapping[str, tuple[str, ...]] = {"linf": ("pgd", "autoattack", "square", "transfer"), "l2": ("pgd", "boundary")}
+
+DISTANCES: Mapping[str, tuple[float, ...]] = {"linf": (0.05, 0.1, 0.2), "l2": (0.5, 1.0)}
+
+
 def robustness(subject: Subject) -> dict[str, Any]:
-    """Accuracy under attacks within L-inf distances, through 0 and 10 refinement steps where the model can refine.
+    """Accuracy under attacks within L-inf and L2 distances, through 0 and 10 refinement steps where the model can refine.
 
     By gradients through all steps over draws of noise, by queries alone, and by images that fool the model without its
-    refinement; `lowest` counts an image as lost where any of them found one that is misread.
+    refinement; `lowest` counts an image as lost where any attack of that distance found one that is misread.
     """
     if not subject.model.classifies:
         return {}
-    refine = (0, 10) if noise_conditional(subject.model) else (0,)
-    config = RobustnessConfig(
-        attack=AttackConfig(steps=20, draws=4),
-        eps=(0.1, 0.2),
-        refine=refine,
-        attacks=("pgd", "square", "transfer"),
-        queries=300,
-        split=subject.split,
-        limit=ATTACKED,
-        seed=subject.seed,
-    )
-    found: dict[str, Any] = measure_robustness(subject.model, subject.store, config)["refine"]
-    return {f"refine_{steps}": result for steps, result in found.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for norm, attacks in ATTACKS.items():
+        config = RobustnessConfig(
+            attack=AttackConfig(norm="l2" if norm == "l2" else "linf", steps=20, draws=4),
+            eps=DISTANCES[norm],
+            refine=(0, 10) if noise_conditional(subject.model) else (0,),
+            attacks=attacks,
+            queries=QUERIES,
+            split=subject.split,
+            limit=ATTACKED,
+            seed=subject.seed,
+        )
+        for steps, result in measure_robustness(subject.model, subject.store, config)["refine"].items():
+            own = found.setdefault(f"refine_{steps}", {})
+            own |= result if norm == "linf" else {norm: result}
+    return found
 
 
 def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[str, Any]:
@@ -222,6 +250,6 @@ def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[st
 
 
 MEASURES: Mapping[str, Mapping[str, Callable[[Subject], Mapping[str, Any]]]] = {  # by table, beside samples and memory
-    "images": {"density": density, "foreign": foreign, "restoration": restoration},
+    "images": {"density": density, "foreign": foreign, "restoration": restoration, "abilities": abilities},
     "jem": {"classes": classes, "density": density, "foreign": foreign, "marginal": marginal, "robustness": robustness},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,7 @@ class RobustnessConfig:
     def defences(self) -> list[Defence]:
         """One for each number of refinement steps."""
         d = self.defence
-        return [Defence(steps, d.level, d.low, d.draws) for steps in dict.fromkeys(self.refine)]
+        return [dataclasses.replace(d, steps=steps) for steps in dict.fromkeys(self.refine)]
 
 
 def measure_robustness(
@@ -122,14 +123,15 @@ def _under(
     watch: Watch,
 ) -> dict[str, Any]:
     """All attacks on one number of refinement steps."""
-    judged = Defence(defence.steps, defence.level, defence.low, max(defence.draws, EVALUATION_DRAWS))
+    judged = dataclasses.replace(defence, draws=max(defence.draws, EVALUATION_DRAWS))
+    asked = dataclasses.replace(defence, draws=config.attack.draws)
     device, far = x.device, config.radii[-1]
 
     def is_right(images: Tensor) -> Tensor:
         return classify(model, images, judged, generator(config.seed + 77, device)).argmax(1) == y
 
     def same_noise(images: Tensor) -> Tensor:  # for attacks that compare answers: the same noise for every question
-        return classify(model, images, defence, generator(config.seed + 55, device))
+        return classify(model, images, asked, generator(config.seed + 55, device))
 
     clean = is_right(x)
     found: dict[str, Any] = {"clean": _share(clean)}
