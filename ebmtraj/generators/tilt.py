@@ -44,6 +44,7 @@ class TiltConfig:
     candidates: int = 1  # that chains of training start from one of
     chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=60, step_size=0.01))  # of training
     start: int = 16  # candidates that samples start from one of
+    shared: bool = False  # candidates are all chains' alike: less biased, but trusts the energy where it is lowest
     method: Method = "langevin"
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=100, step_size=0.01))
     mala: MALAConfig = field(default_factory=lambda: MALAConfig(steps=100, step_size=0.01, warmup=50))
@@ -154,7 +155,11 @@ class Tilt(Trainable):
     def _chain(self, count: int, candidates: int, config: LangevinConfig | MALAConfig, generator: torch.Generator) -> Tensor:
         """Latents `(count, Z)`: one of several draws of the prior each, then a chain."""
         energy = self.latent_energy()
-        z, _ = resample_tilt(energy.tilt, lambda: self.base.sample_latent(count, generator), candidates, generator=generator)
+
+        def draw() -> Tensor:
+            return self.base.sample_latent(count, generator)
+
+        z, _ = resample_tilt(energy.tilt, draw, candidates, shared=self.config.shared, generator=generator)
         return sample(energy, z, config, generator=generator)[0] if config.steps else z
 
     @torch.no_grad()
