@@ -103,7 +103,7 @@ def plan(
     budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
     given = {"prior": prior, "data": data}
     trained = _train(budget, load_plan_recipe, train_plan, given, lambda recipe: "training to plan")
-    budget.tell(trained, ("prior",), f'ebmtraj plan {shlex.quote(str(run))} --task "rotate axis=z"')
+    budget.tell(trained, ("prior",), f'ebmtraj plan {shlex.quote(str(run))} --task "{_a_task(trained[1].data)}"')
 
 
 @app.command("sequence")
@@ -130,7 +130,7 @@ def sequence(
 
     budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
     trained = _train(budget, load_sequence_recipe, train_sequence, {"data": data}, lambda recipe: "training to plan")
-    budget.tell(trained, (), f'ebmtraj plan {shlex.quote(str(run))} --task "reach"')
+    budget.tell(trained, (), f'ebmtraj plan {shlex.quote(str(run))} --task "{_a_task(trained[1].data, whole=True)}"')
 
 
 @app.command("jem")
@@ -255,6 +255,16 @@ def _train(
             overwrite=budget.overwrite,
             on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=_note(p)),
         )
+
+
+def _a_task(data: str, whole: bool = False) -> str:
+    """One that makes sense of the states of this store; `whole`: of plans that end in a goal."""
+    from ebmtraj.datasets.store import Store
+
+    kinds = {field.kind for field in Store.open(data).state_fields}
+    if "quaternion" in kinds:
+        return "joint-pose when=end" if whole else "rotate axis=z"
+    return "reach" if "position" in kinds else "joint-pose when=end"
 
 
 def _note(p: Progress) -> str:

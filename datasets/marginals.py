@@ -59,6 +59,23 @@ class Marginals(nn.Module):
         self.low.copy_(low - wide)
         self.high.copy_(high + wide)
 
+    def reset(self) -> None:
+        """Back to the identity."""
+        self.knots.copy_(self.levels.expand_as(self.knots))
+        self.low.fill_(-torch.inf)
+        self.high.fill_(torch.inf)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether these maps are another thing than the identity."""
+        return not bool(torch.equal(self.knots, self.levels.expand_as(self.knots)))
+
+    def log_slope(self, z: Tensor) -> Tensor:
+        """log dy/dz, `(..., D) -> (..., D)`: what a density over y is multiplied by to be one over z."""
+        i = self._segment(z)
+        low, high = self._ends(i)
+        return torch.log((self.levels[i + 1] - self.levels[i]) / (high - low))
+
     def forward(self, z: Tensor) -> Tensor:
         """`(..., D) -> (..., D)` on the Gaussian's scale."""
         i = self._segment(z)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ MARGINAL_ROWS = 131_072  # transitions whose quantiles are taken
 MOMENT_ROWS = 1_000_000  # transitions whose statistics are taken at once; up to so many, they are the plain formulas' bits
 
 
-def check_scaling(whiten: bool, gaussianise: bool) -> None:
+def check_scaling(whiten: bool, gaussianise: bool | Literal["auto"]) -> None:
     """Raise `EbmtrajError` where increments should be brought to unit spread in two ways at once."""
-    if whiten and gaussianise:
+    if whiten and gaussianise is True:
         raise EbmtrajError("network: whiten and gaussianise don't go together; set one of them to false")
 
 
@@ -136,7 +137,16 @@ class Normaliser(nn.Module):
 
     def delta(self, state: Tensor, next_state: Tensor) -> Tensor:
         """Normalised increment z, `(B, S), (B, S) -> (B, D)`."""
-        return self.marginals((self.increments.between(state, next_state) - self.delta_mean) @ self.delta_matrix)
+        return self.marginals(self.scaled(state, next_state))
+
+    def scaled(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """The increment before it is gaussianised, `(B, S), (B, S) -> (B, D)`."""
+        return (self.increments.between(state, next_state) - self.delta_mean) @ self.delta_matrix
+
+    def moving(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Each of these `(..., D)` with 0 for what never moved in the data, of which a likelihood knows no bounds."""
+        moves = (self.delta_inverse != 0).any(0)
+        return tuple(torch.where(moves, value, 0.0) for value in values)
 
     def advance(self, state: Tensor, z: Tensor) -> Tensor:
         """The state that a normalised increment leads to, `(B, S), (B, D) -> (B, S)`; quaternions come out unit."""

@@ -108,6 +108,11 @@ def total_size(fields: Iterable[Field]) -> int:
     return sum(field.size for field in fields)
 
 
+def has_rates(fields: Iterable[Field]) -> bool:
+    """Whether velocities are among them, so that a state says where its motion goes: a unit per second, as rad/s."""
+    return any(field.unit.replace(" ", "").endswith("/s") for field in fields)
+
+
 def slices(fields: Iterable[Field]) -> dict[str, slice]:
     """Where each field stands in the vector, by name."""
     places: dict[str, slice] = {}

@@ -373,7 +373,7 @@ def test_solvers_follow_the_flow_of_a_gaussian(solver: str, order: int) -> None:
 
 # all of them
 
-LEARN = ["gaussian", "ensemble", "mdn", "edm", "flow", "field", "dsm", "gru"]
+LEARN = ["gaussian", "ensemble", "mdn", "edm", "flow", "field", "dsm", "gru", "ratio"]
 
 
 def known(count: int, seed: int) -> Transitions:
@@ -392,6 +392,8 @@ def known(count: int, seed: int) -> Transitions:
 def test_learns_a_known_conditional(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network: dict[str, Any] = {"width": 32, "depth": 2} | ({"members": 2} if name == "ensemble" else {})
+    if name == "ratio":  # one bump across both modes, so that the tilt must part them
+        network |= {"of": "gaussian", "base": {"width": 32, "depth": 2}, "candidates": 32, "share": 0.5}
     model = make_model(name, STATE, ACTION, actions=True, network=network)
     data = known(4000, 0)
     model.prepare(data)
@@ -414,7 +416,7 @@ def test_learns_a_known_conditional(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(d[right].mean(0), centre, rtol=0, atol=0.12)
 
 
-OPPONENTS = ["ensemble", "mdn", "edm", "flow", "field", "gru"]
+OPPONENTS = ["ensemble", "mdn", "edm", "flow", "field", "gru", "ratio"]
 SMALL = ["training.steps=20", "training.batch=32", "training.check_every=5", "training.warmup=5", "network.width=16"]
 
 

@@ -102,7 +102,7 @@ def test_a_checkpoint_gives_the_same_samples_as_the_model_that_wrote_it(
     path = tmp_path / "x.safetensors"
     save_tensors(path, model.state_dict(), model.header())
     other, _ = load_model(path)
-    assert other.config == model.config
+    assert other.header() == model.header()  # what was left to the data is settled there
     assert other.state_fields == model.state_fields
     assert other.action_fields == model.action_fields
     state, action = some[0][:, 0], some[1][:, 0] if actions else None

@@ -53,6 +53,7 @@ LOOKS: dict[str, Look] = {
     "flow": Look("flow matching", _OLIVE, _DASHED),
     "gru": Look("GRU, mixture head", _VIOLET, _DASH_DOT),
     "mdn": Look("mixture density (MDN)", _BROWN, _DASHED),
+    "ratio": Look("MDN, tilted by a density ratio", _BROWN, _DOTTED),
     "ensemble": Look("ensemble of Gaussians", _GREEN, _DOTTED),
     "gaussian": Look("Gaussian", _GREEN, _DASHED),
     "fc-delta": Look("FC on deltas", _VERMILLION, _DOTTED),
@@ -63,7 +64,7 @@ LOOKS: dict[str, Look] = {
 _SPARE = ("#a6761d", "#1b7837", "#c51b7d")
 ORDER = (
     *("truth", "ebm", "ebm-corrected", "energy", "dsm", "cd", "icd", "field", "field-corrected"),
-    *("edm", "flow", "gru", "mdn", "ensemble"),
+    *("edm", "flow", "gru", "mdn", "ratio", "ensemble"),
     *("gaussian", "fc-delta", "fc"),
 )
 

@@ -29,6 +29,7 @@ HEADERS = {
     "flow": "flow matching",
     "gru": "GRU, mixture head",
     "mdn": "MDN",
+    "ratio": "MDN, tilted",
     "ensemble": "5-net ensemble",
     "gaussian": "Gaussian",
     "fc-delta": "FC on deltas",

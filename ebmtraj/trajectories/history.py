@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,12 +12,18 @@ from torch import Tensor
 from ebmtraj.datasets.normaliser import Normaliser
 from ebmtraj.datasets.windows import Past
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field, has_rates
 
+LENGTH = 2  # states before the present one, where they are seen at all
 BOUND = 6.0  # moves are clamped here, in standard deviations
 
 
-def check_history(history: int, history_noise: float, forget: float, previous_control: bool = False) -> None:
+def check_history(
+    history: int | Literal["auto"], history_noise: float, forget: float, previous_control: bool = False
+) -> None:
     """Raise `EbmtrajError` for settings that make no past."""
+    if history == "auto":
+        history = LENGTH
     if history < 0 or history_noise < 0 or not 0 <= forget <= 1:
         raise EbmtrajError(
             f"network: history = {history}, history_noise = {history_noise}, forget = {forget}; "
@@ -23,6 +31,19 @@ def check_history(history: int, history_noise: float, forget: float, previous_co
         )
     if previous_control and history == 0:
         raise EbmtrajError("network.previous_control = true needs a past; set network.history = 1 or more, or it to false")
+
+
+def settled(config: Any, fields: Sequence[Field]) -> Any:
+    """The settings of a model of states of these fields, with a `history` that is left to them decided.
+
+    Where the state has velocities, none: it says where the motion goes, and blurred moves of the past only stand in the
+    way. Else two states, and the controls taken there.
+    """
+    if getattr(config, "history", 0) != "auto":
+        return config
+    if has_rates(fields):
+        return dataclasses.replace(config, history=0, previous_control=False)
+    return dataclasses.replace(config, history=LENGTH)
 
 
 def moves(

@@ -15,7 +15,8 @@ from ebmtraj.datasets.windows import Batch, Past, TransitionData
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_to_json, total_size
 from ebmtraj.training.trainable import Trainable
-from ebmtraj.trajectories.history import forgotten, moves
+from ebmtraj.trajectories.history import forgotten, moves, settled
+from ebmtraj.trajectories.scaling import better_gaussianised
 
 
 def check_network(width: int, depth: int) -> None:
@@ -46,24 +47,27 @@ class TransitionModel(Trainable):
     def __init__(self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: Any) -> None:
         super().__init__()
         self.state_fields, self.action_fields = tuple(state_fields), tuple(action_fields)
-        self.actions, self.config = actions, config
+        self.actions, self.config = actions, settled(config, state_fields)
         self.normaliser = Normaliser(state_fields, action_fields, rotation=getattr(config, "rotation", "world"))
         self.state_size = total_size(state_fields)
         self.delta_size = self.normaliser.increments.size
         self.action_size = total_size(action_fields) if actions else 0
-        self.history: int = getattr(config, "history", 0)
-        if getattr(config, "previous_control", False) and not actions:  # a rollout without actions has none to see
+        self.history: int = getattr(self.config, "history", 0)
+        if getattr(self.config, "previous_control", False) and not actions:  # a rollout without actions has none to see
             raise EbmtrajError("network.previous_control = true: model is given no actions; add --actions or drop it")
         self.matrices = getattr(config, "matrices", True)  # quaternions are seen as rotation matrices
         seen = self.normaliser.increments.feature_size if self.matrices else self.state_size
-        controls = self.action_size if getattr(config, "previous_control", False) else 0
+        controls = self.action_size if getattr(self.config, "previous_control", False) else 0
         self.context_size = seen + self.action_size
         self.moves_size = self.history * (self.delta_size + controls + 1)  # of the past, where a network sees it flat
 
     def prepare(self, data: TransitionData) -> None:
         """Take what must be known of the training data before the first step."""
-        settings = {name: getattr(self.config, name, False) for name in ("whiten", "gaussianise")}
-        self.normaliser.fit(data, **settings)
+        whiten, gaussianise = (getattr(self.config, name, False) for name in ("whiten", "gaussianise"))
+        ask = gaussianise == "auto" and not whiten
+        self.normaliser.fit(data, whiten=whiten, gaussianise=ask or gaussianise is True)
+        if ask and not better_gaussianised(self.normaliser, data, actions=self.actions):
+            self.normaliser.marginals.reset()
 
     def context(self, state: Tensor, action: Tensor | None) -> Tensor:
         """What the networks are given, `(B, S), (B, A) or None -> (B, C)`; a model without actions does not look at any."""
@@ -111,11 +115,14 @@ class TransitionModel(Trainable):
 
     def header(self) -> dict[str, Any]:
         """What a checkpoint must say so that `load_model` gives this model back."""
+        network = dataclasses.asdict(self.config)
+        if network.get("gaussianise") == "auto":  # what it came to
+            network["gaussianise"] = self.normaliser.marginals.fitted
         return {
             "kind": "transition",
             "model": self.name,
             "actions": self.actions,
-            "network": dataclasses.asdict(self.config),
+            "network": network,
             "state_fields": fields_to_json(self.state_fields),
             "action_fields": fields_to_json(self.action_fields),
         }

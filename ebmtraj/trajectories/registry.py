@@ -23,6 +23,7 @@ from ebmtraj.trajectories.baselines.mixture import MixtureModel
 from ebmtraj.trajectories.baselines.sequence import SequenceModel
 from ebmtraj.trajectories.improved import ImprovedPairModel
 from ebmtraj.trajectories.model import TransitionModel
+from ebmtraj.trajectories.ratio import RatioModel
 from ebmtraj.trajectories.transition import PairModel, TiltedModel
 
 MODELS: dict[str, type[TransitionModel]] = {
@@ -37,6 +38,7 @@ MODELS: dict[str, type[TransitionModel]] = {
     "flow": FlowModel,
     "field": FieldModel,
     "gru": SequenceModel,
+    "ratio": RatioModel,
 }
 MARGINALS = "normaliser.marginals."
 ENERGIES = ("dsm", "cd", "icd")  # the transition energies among them, by their objective

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,9 +39,10 @@ class ResidualConfig:
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's: joints that stick, heavy tails
+    gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
-    history: int = 0  # states before the present one that are seen, as the moves between them
+    history: int | Literal["auto"] = 0  # states before the present one that are seen, as the moves between them; auto: 2,
+    # unless the state has velocities
     previous_control: bool = False  # with the actions that were taken there; for models that are given actions
     history_noise: float = 0.1  # on those moves, in training: a rollout's own are not quite the data's
     forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins
@@ -69,11 +70,11 @@ class ResidualModel(TiltedLosses, TransitionModel):
 
     config: ResidualConfig
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 4e-3, "constant": 0.2}
-    # Given the action, most of what is still open is how fast all moves, which one state does not say; with that, the base
+    # Given the action, most of what is still open is how fast all moves, unless the state says it; with that, the base
     # knows most of the rest, and what it leaves is quickly sampled.
     action_defaults: ClassVar[dict[str, Any]] = {
         "base_share": 0.75,
-        "history": 2,
+        "history": "auto",
         "previous_control": True,
         "sampler": {"ladder": {"levels": 3}},
     }

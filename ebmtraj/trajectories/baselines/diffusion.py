@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class DiffusionConfig:
     depth: int = 3
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     # levels in training; higher than for images, as the increment's mean is learnt where noise hides all else
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.8, std=1.4))

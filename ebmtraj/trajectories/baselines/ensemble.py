@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class EnsembleConfig:
     low: float = -5.0  # bounds of the log standard deviation
     high: float = 2.0
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool | Literal["auto"] = False  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     history: int = 0  # states before the present one that are seen, as the moves between them
     previous_control: bool = False  # with the actions that were taken there; for models that are given actions

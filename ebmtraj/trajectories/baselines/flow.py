@@ -29,7 +29,7 @@ class FlowConfig:
     depth: int = 3
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     time: TimeConfig = field(default_factory=TimeConfig)  # times in training
     # of the flow's differential equation; midpoint is one order better than heun on a Gaussian's flow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class GaussianConfig:
     low: float = -5.0  # bounds of the log standard deviation
     high: float = 2.0
     whiten: bool = False
-    gaussianise: bool = False  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool | Literal["auto"] = False  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
 
     def __post_init__(self) -> None:

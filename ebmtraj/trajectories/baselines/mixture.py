@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class MixtureConfig:
     high: float = 2.0
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
 
     def __post_init__(self) -> None:
@@ -74,7 +74,8 @@ class MixtureModel(TransitionModel):
     def _loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.normaliser.delta(batch.state, batch.next_state)
         mixture = self.net(self.context(batch.state, batch.action))
-        loss = mixture_nll(z, mixture.log_weight, mixture.mean, mixture.log_std).mean()
+        z, mean, log_std = self.normaliser.moving(z, mixture.mean, mixture.log_std)
+        loss = mixture_nll(z, mixture.log_weight, mean, log_std).mean()
         return loss, {"validation": loss.detach()}
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ class SequenceConfig:
     high: float = 2.0
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
-    gaussianise: bool = True  # or bring each one's distribution to a Gaussian's
+    gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class SequenceModel(TransitionModel):
         before = self._moves(batch.state, past, noise, generator)
         z = self.normaliser.delta(batch.state, batch.next_state)
         if not every:
-            loss = _nll(z, self.net(before, past.valid, self.context(batch.state, batch.action))).mean()
+            loss = self._nll(z, self.net(before, past.valid, self.context(batch.state, batch.action))).mean()
             return loss, {"validation": loss.detach()}
         states = torch.cat((past.state, batch.state.unsqueeze(1)), dim=1)
         actions = None
@@ -103,7 +103,7 @@ class SequenceModel(TransitionModel):
         hidden = self.net.states(before, past.valid)
         mixture = self.net.head(torch.cat((hidden, self.context(states, actions)), dim=-1).flatten(0, 1))
         following = torch.cat((states[:, 1:], batch.next_state.unsqueeze(1)), dim=1)
-        each = _nll(self.normaliser.delta(states, following).flatten(0, 1), mixture).view(states.shape[:2])
+        each = self._nll(self.normaliser.delta(states, following).flatten(0, 1), mixture).view(states.shape[:2])
         known = torch.cat((past.valid, torch.ones_like(past.valid[:, :1])), dim=1)
         loss = each[known].mean()
         return loss, {"validation": loss.detach()}
@@ -123,6 +123,6 @@ class SequenceModel(TransitionModel):
         noise = torch.empty_like(mean).normal_(generator=generator)
         return self.normaliser.advance(state, mean + noise * torch.exp(log_std))
 
-
-def _nll(z: Tensor, mixture: Mixture) -> Tensor:
-    return mixture_nll(z, mixture.log_weight, mixture.mean, mixture.log_std)
+    def _nll(self, z: Tensor, mixture: Mixture) -> Tensor:
+        z, mean, log_std = self.normaliser.moving(z, mixture.mean, mixture.log_std)
+        return mixture_nll(z, mixture.log_weight, mean, log_std)
