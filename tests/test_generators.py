@@ -195,6 +195,10 @@ def test_resampling_from_the_base_weighs_by_the_tilt_alone() -> None:
     start, kept = resample_tilt(lambda z, c: -z.squeeze(1), base, 256, generator=noise(4))
     assert float(start.mean()) == pytest.approx(1, abs=0.03)
     assert 60 < float(kept.mean()) < 160  # 256 / e
+    start, kept = resample_tilt(lambda z, c: -z.squeeze(1), base, 64, shared=True, generator=noise(4))
+    assert float(start.mean()) == pytest.approx(1, abs=0.03)
+    assert float(start.std()) == pytest.approx(1, abs=0.03)
+    assert float(kept[0]) == pytest.approx(640_000 / np.e, rel=0.1)
     alone, _ = resample_tilt(lambda z, c: -z.squeeze(1), base, 1, generator=noise(4))
     assert abs(float(alone.mean())) < 0.03
     with pytest.raises(EbmtrajError, match="candidates"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,6 +44,7 @@ class TiltConfig:
     candidates: int = 1  # that chains of training start from one of
     chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=60, step_size=0.01))  # of training
     start: int = 16  # candidates that samples start from one of
+    shared: bool = False  # candidates are all chains' alike: less biased, but trusts the energy where it is lowest
     method: Method = "langevin"
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=100, step_size=0.01))
     mala: MALAConfig = field(default_factory=lambda: MALAConfig(steps=100, step_size=0.01, warmup=50))
@@ -155,28 +155,30 @@ class Tilt(Trainable):
     def _chain(self, count: int, candidates: int, config: LangevinConfig | MALAConfig, generator: torch.Generator) -> Tensor:
         """Latents `(count, Z)`: one of several draws of the prior each, then a chain."""
         energy = self.latent_energy()
-        z, _ = resample_tilt(energy.tilt, lambda: self.base.sample_latent(count, generator), candidates, generator=generator)
+
+        def draw() -> Tensor:
+            return self.base.sample_latent(count, generator)
+
+        z, _ = resample_tilt(energy.tilt, draw, candidates, shared=self.config.shared, generator=generator)
         return sample(energy, z, config, generator=generator)[0] if config.steps else z
 
     @torch.no_grad()
-    def sample_latent(
-        self, count: int, generator: torch.Generator, watch: Callable[[Tensor], None] | None = None, every: int = 5
-    ) -> Tensor:
-        """Latents of the tilted prior, `(count, Z)`; `watch` is shown chains from the prior, every so many steps.
-
-        Raises `DivergedError` where a chain does not stay finite.
-        """
+    def sample_latent(self, count: int, generator: torch.Generator) -> Tensor:
+        """Latents of the tilted prior, `(count, Z)`; raises `DivergedError` where a chain does not stay finite."""
         c = self.config
         config: LangevinConfig | MALAConfig = c.sampler if c.method == "langevin" else c.mala
-        if watch is not None:  # a path from the prior itself, so that all of the way is seen
-            z = self.base.sample_latent(count, generator)
-            watch(z)
-            _, info = sample(self.latent_energy(), z, dataclasses.replace(config, keep=every), generator=generator)
-            for state in info.states if info.states is not None else ():
-                watch(state)
-            return state if info.states is not None and len(info.states) else z
         sizes = [min(BATCH, count - begin) for begin in range(0, count, BATCH)]
         return torch.cat([self._chain(size, c.start, config, generator) for size in sizes])
+
+    @torch.no_grad()
+    def path(self, count: int, generator: torch.Generator, frames: int = 20) -> list[Tensor]:
+        """About so many states `(count, Z)` of chains that start from the prior itself, that is before any choice."""
+        c = self.config
+        config: LangevinConfig | MALAConfig = c.sampler if c.method == "langevin" else c.mala
+        config = dataclasses.replace(config, keep=max(1, config.steps // frames))
+        z = self.base.sample_latent(count, generator)
+        _, info = sample(self.latent_energy(), z, config, generator=generator)
+        return [z, *([] if info.states is None else info.states)]
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

@@ -45,7 +45,8 @@ POINTS: Mapping[str, Any] = {  # for a plane, where the energy needs high freque
     "width": 128,
     "pool": 200_000,
     "share": 0.85,
-    "candidates": 64,
+    "candidates": 32,
+    "shared": True,
     "slower": 0.1,
     "on": "event",
     "chain": {"steps": 0},
@@ -53,7 +54,7 @@ POINTS: Mapping[str, Any] = {  # for a plane, where the energy needs high freque
     "sampler": {"steps": 100, "step_size": 1e-4},
     "mala": {"step_size": 1e-4},
 }
-POINT_TRAINING: Mapping[str, Any] = {"steps": 3500, "batch": 512, "check_every": 100, "warmup": 50, "ema": 0.99}
+POINT_TRAINING: Mapping[str, Any] = {"steps": 3000, "batch": 256, "check_every": 100, "warmup": 50, "ema": 0.99}
 
 
 @dataclass(frozen=True)

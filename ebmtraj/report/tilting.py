@@ -6,13 +6,13 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from ebmtraj.datasets.toy import Toy
 from ebmtraj.device import generator
@@ -162,14 +162,9 @@ def pictures(found: Tilted, source: EventSource, folder: Path, seed: int = 0) ->
 
 def chain_states(tilt: Tilt, seed: int = 0, count: int = PATHS) -> list[np.ndarray]:
     """Events along the chains of some samples, from the prior to the tilt."""
-    states: list[np.ndarray] = []
-
-    def watch(z: Tensor) -> None:
-        with torch.no_grad():
-            states.append(tilt.base.shown(tilt.base.decode(z)).cpu().numpy())
-
-    tilt.sample_latent(count, generator(seed, tilt.base.shift.device), watch)
-    return states
+    states = tilt.path(count, generator(seed, tilt.base.shift.device))
+    with torch.no_grad():
+        return [tilt.base.shown(tilt.base.decode(z)).cpu().numpy() for z in states]
 
 
 def side_by_side(titled: tuple[tuple[str, np.ndarray], ...], path: Path, count: int = 64) -> Path:
@@ -228,10 +223,15 @@ def plane_film(found: Tilted, toy: Toy, path: Path, seed: int = 0) -> Path:
     return path
 
 
-def _density(axis: Any, toy: Toy) -> None:
-    side = np.linspace(-toy.bound, toy.bound, 200)
+@cache
+def _root_density(toy: Toy, count: int = 150) -> np.ndarray:
+    side = np.linspace(-toy.bound, toy.bound, count)
     grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
-    density = np.exp(toy.log_density(grid)).reshape(200, 200) ** 0.5
+    return np.asarray(np.exp(0.5 * toy.log_density(grid)).reshape(count, count))
+
+
+def _density(axis: Any, toy: Toy) -> None:
+    density = _root_density(toy)
     extent = (-toy.bound, toy.bound, -toy.bound, toy.bound)
     axis.imshow(density, extent=extent, origin="lower", cmap="Greys", aspect="equal", vmax=1.6 * density.max())
     axis.set_xlim(-toy.bound, toy.bound)

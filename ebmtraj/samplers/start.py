@@ -59,18 +59,31 @@ def resample_tilt(
     candidates: int,
     *,
     context: Any = None,
+    shared: bool = False,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Sample base(x | context) exp(-tilt(x | context)) by sampling-importance resampling from the base itself.
 
     `draw` gives one draw of the base for each chain, `(B, *event)`, whose density need not be known: it cancels. It is
-    called `candidates` times; 1 leaves the base as it is. Returns and raises as `resample`.
+    called `candidates` times; 1 leaves the base as it is. `shared`: all chains have the same context, so each start may be
+    any of all the candidates, with a far smaller bias. Returns and raises as `resample`; the effective number of shared
+    candidates is over all of them.
     """
     if candidates < 1:
         raise EbmtrajError(f"resample: candidates = {candidates}; it needs 1 at least")
     with torch.no_grad():
         drawn = torch.stack([draw() for _ in range(candidates)])
+    chains = drawn.shape[1]
     if candidates == 1:
-        return drawn[0], torch.ones(drawn.shape[1], device=drawn.device)
-    even = torch.zeros(drawn.shape[:2], dtype=drawn.dtype, device=drawn.device)
-    return resample(tilt, drawn, even, context=context, generator=generator)
+        return drawn[0], torch.ones(chains, device=drawn.device)
+    if not shared:
+        even = torch.zeros(drawn.shape[:2], dtype=drawn.dtype, device=drawn.device)
+        return resample(tilt, drawn, even, context=context, generator=generator)
+    check_chain(drawn[0], None, generator)
+    with frozen(tilt), torch.no_grad():
+        energies = torch.stack([tilt(x, context) for x in drawn])
+    check_energy(tilt, energies[0], drawn[0])
+    check_finite(tilt, "energy", torch.where(energies.isnan(), torch.nan, 0.0).sum(0))
+    share = torch.softmax(-energies.flatten(), dim=0)
+    chosen = torch.multinomial(share, chains, replacement=True, generator=generator)
+    return drawn.flatten(0, 1)[chosen], (1 / share.square().sum()).expand(chains)
