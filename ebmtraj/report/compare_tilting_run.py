@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from ebmtraj.report.compare_images_run import flat
 from ebmtraj.report.compare_tilting import NONE, ROWS, TiltJob
 from ebmtraj.report.jobs import OUTCOME, finite
 from ebmtraj.report.measure_images import floor
-from ebmtraj.report.tilting import Against, draw, sample_count
+from ebmtraj.report.tilting import Against, draw, pictures, sample_count
 from ebmtraj.runs import cores, machine, versions, write_json
 
 
@@ -112,6 +113,21 @@ def _timed(do: Callable[[], Any]) -> tuple[Any, float]:
     began = time.thread_time()
     found = do()
     return found, time.thread_time() - began
+
+
+def tilt_pictures(jobs: Sequence[TiltJob], folder: Path) -> list[Path]:
+    """Before and after, and the chains' film, of the first seed of each row that is tilted, by its first objective."""
+    made: list[Path] = []
+    for job in jobs:
+        outcome = job.outcome()
+        if job.seed != jobs[0].seed or not job.row.objectives or outcome is None or outcome["diverged"]:
+            continue
+        tilt, _ = load_tilt(job.path / f"tilt-{job.row.objectives[0]}", load_generator(job.path / "generator")[0])
+        source = open_source(job.data)
+        count = min(1000, sample_count(source, 1000, job.comparison.split))
+        samples = draw(tilt.base, count, job.seed), draw(tilt, count, job.seed)
+        made += pictures(tilt, samples, source, folder / job.name, job.seed)
+    return made
 
 
 def tilt_results(jobs: Sequence[TiltJob], store: ImageStore, judge: Judge, *, command: str = "") -> dict[str, Any]:
