@@ -91,7 +91,7 @@ def main() -> None:
     except EbmtrajError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        resumable = sys.argv[1:2] in (["collect"], ["train"], ["policy"], ["data"], ["compare"])
+        resumable = sys.argv[1:2] in (["collect"], ["train"], ["tilt"], ["policy"], ["data"], ["compare"])
         _fail("interrupted" + ("; run the same command with --resume to go on" if resumable else ""), 130)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what typer raises for a wrong option or value

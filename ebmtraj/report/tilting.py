@@ -108,7 +108,7 @@ class Tilted:
     after: dict[str, Any]
     samples: Pair
     result: Result
-    train_seconds: float  # of one core
+    train_seconds: float  # of one core; of the clock where it was resumed
     sample_seconds: tuple[float, float]  # of one core, before and after
 
     def facts(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def tilt_run(
     """Tilt a generator's run into a run directory of its own, and measure both with the same count and seed."""
     began = time.thread_time()
     result, recipe = train_tilt(recipe, path, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
-    trained = time.thread_time() - began
+    trained = result.seconds if resume else time.thread_time() - began
     tilt, _ = load_tilt(path)
     against = Against(open_source(recipe.data), split, folder=judge_folder)
     count = sample_count(against.source, samples, split)
