@@ -76,6 +76,11 @@ class Tilt(Trainable):
         )
         self.drawn: dict[str, Tensor] = {}  # views of the generator's draws, made anew by `prepare`
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What moves the energy to a device moves the generator, too."""
+        self.base._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
     @property
     def base(self) -> Generator:
         """The generator."""
