@@ -30,6 +30,8 @@ from ebmtraj.cli import (
 )
 from ebmtraj.errors import EbmtrajError
 
+RESUMABLE = {"collect", "train", "tilt", "policy", "data", "compare", "continual", "continual-robot"}
+
 app = typer.Typer(
     name="ebmtraj",
     help=(
@@ -96,15 +98,7 @@ def main() -> None:
     except EbmtrajError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        resumable = sys.argv[1:2] in (
-            ["collect"],
-            ["train"],
-            ["policy"],
-            ["data"],
-            ["compare"],
-            ["continual"],
-            ["continual-robot"],
-        )
+        resumable = not RESUMABLE.isdisjoint(sys.argv[1:2])
         _fail("interrupted" + ("; run the same command with --resume to go on" if resumable else ""), 130)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what typer raises for a wrong option or value

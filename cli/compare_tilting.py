@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ebmtraj.cli.common import Json, Overwrite, Resume, Set, print_json, say
-from ebmtraj.cli.compare_images import DoneOnly, First, Models, Runs, Seeds, Split, Workers
+from ebmtraj.cli.compare_images import DoneOnly, First, Models, Pictures, Runs, Seeds, Split, Workers
 from ebmtraj.cli.watching import command_line, watched
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def tilting(
     set_: Set = None,
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/compare/tilting.json"),
     runs: Runs = None,
+    pictures: Pictures = None,
     workers: Workers = None,
     done_only: DoneOnly = False,
     resume: Resume = False,
@@ -44,7 +45,7 @@ def tilting(
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.evaluation.image_features import judge_of
     from ebmtraj.report.compare_tilting import TiltComparison, choose_tilt_rows, prepare_tilting
-    from ebmtraj.report.compare_tilting_run import run_tilt_jobs, tilt_results
+    from ebmtraj.report.compare_tilting_run import run_tilt_jobs, tilt_pictures, tilt_results
     from ebmtraj.runs import write_json
 
     if resume and overwrite:
@@ -83,9 +84,10 @@ def tilting(
             run_tilt_jobs(jobs, workers=workers or 0, on_done=lambda job, outcome: say(_line(job, outcome, count())))
     results = tilt_results(jobs, store, judge_of(store, folder=comparison.runs), command=command_line())
     write_json(out, results)
+    made = [str(path) for path in tilt_pictures(jobs, pictures)] if pictures is not None else []
     took = round(time.perf_counter() - began, 1)
     if json_:
-        print_json({"out": str(out), "runs": str(comparison.runs), "seconds": took, **results})
+        print_json({"out": str(out), "runs": str(comparison.runs), "seconds": took, "pictures": made, **results})
         return
     say(f"wrote {out} ({took:.0f} s)")
 

@@ -96,7 +96,7 @@ def tilt_command(
             overwrite=overwrite,
             on_progress=lambda p: bar.update(task, completed=p.step, total=p.steps, note=p.stage),
         )
-    made = pictures(found, open_source(recipe.data), target / "figures", seed)
+    made = pictures(found.tilt, found.samples, open_source(recipe.data), target / "figures", seed)
     facts = {"run": str(run), "out": str(target), "objective": recipe.network["objective"], **found.facts()}
     write_json(target / "results.json", facts)
     if json_:

@@ -67,7 +67,8 @@ def note(results: dict[str, Any]) -> str:
 
 def _table(results: dict[str, Any], models: Sequence[str], columns: Sequence[Column]) -> str:
     titles, summary, floor = results["protocol"]["titles"], results["summary"], results["floor"]
-    lines = [f"| {len(results['protocol']['seeds'])} seeds | " + " | ".join(title for _, title, _ in columns) + " |"]
+    seeds = len(results["protocol"]["seeds"])
+    lines = [f"| {seeds} seed{'s' * (seeds > 1)} | " + " | ".join(title for _, title, _ in columns) + " |"]
     lines.append("| --- |" + " ---: |" * len(columns))
     for model in (name for name in models if name in summary):
         for tilt, said in summary[model].items():

@@ -213,6 +213,25 @@ def test_the_latent_energy_is_prior_and_tilt() -> None:
     torch.testing.assert_close(energy(z, None), view(base.decode(z)) - base.log_prior(z))
 
 
+def test_the_generator_goes_where_its_tilt_goes() -> None:
+    base, _ = made("vae", (2,), 0)
+    tilt = make_tilt(base, TiltConfig(width=8, pool=100)).double()
+    assert tilt.base is base
+    assert base.shift.dtype == torch.float64
+    assert all(not name.startswith("_held") and "coder" not in name for name in tilt.state_dict())
+
+
+def test_large_images_are_tilted_by_what_convolutions_see() -> None:
+    base = make_generator("vae", (1, 34, 34), 255, network={"latent": 3, "width": 16}).eval()
+    tilt = make_tilt(base, TiltConfig(on="event", channels=8, pool=100, start=2, sampler=LangevinConfig(steps=2)))
+    x = torch.rand(100, 1, 34, 34, generator=noise())
+    tilt.prepare(Events(x))
+    loss, _ = tilt.stages()[0].loss(Events(x[:8]).at(torch.arange(8)), noise())
+    loss.backward()
+    assert all(p.grad is not None for p in tilt.energy.parameters())
+    assert tilt.eval().sample(3, noise()).shape == (3, 1, 34, 34)
+
+
 def test_images_beyond_dense_layers_get_a_residual_network() -> None:
     view = ViewEnergy((3, 32, 32), channels=8)
     view.prepare(torch.rand(4, 3, 32, 32, generator=noise()))

@@ -124,7 +124,7 @@ def test_a_small_comparison_goes_on_and_reports(
     monkeypatch.setattr("ebmtraj.evaluation.image_features.judge_of", _quick_judge)
     code, said, err = call(capfd, *words, "--models", "swiss-roll")
     assert code == 0, err
-    code, said, err = call(capfd, *words, "--models", "vae,energy,swiss-roll", "--resume")
+    code, said, err = call(capfd, *words, "--models", "vae,energy,swiss-roll", "--resume", "--pictures", tmp_path / "made")
     assert code == 0, err
     found = json.loads(said)
     assert found["rows"] == json.loads(out.read_text())["rows"]
@@ -137,6 +137,9 @@ def test_a_small_comparison_goes_on_and_reports(
         ("swiss-roll", "none"),
         ("swiss-roll", "both"),
     }
+    assert sorted(path.relative_to(tmp_path / "made").as_posix() for path in (tmp_path / "made").rglob("*.*")) == [
+        f"{row}/{name}" for row in ("swiss-roll", "vae") for name in ("before-after.png", "path.gif")
+    ]
     ratio = by["vae", "ratio"]
     assert ratio["frechet_ratio"] == pytest.approx(ratio["frechet"] / by["vae", "none"]["frechet"], rel=1e-4)
     assert found["summary"]["vae"]["ratio"]["frechet"]["median"] == ratio["frechet"]

@@ -35,7 +35,8 @@ class OwnGenerator(Generator):
             raise EbmtrajError(f"a decoder's latent size must be above 0, not {latent}")
         try:
             with torch.no_grad():
-                made = decoder(torch.zeros(2, latent))
+                weights = next(decoder.parameters(), torch.zeros(()))
+                made = decoder(torch.zeros(2, latent, device=weights.device))
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise EbmtrajError(f"the decoder does not take latents of size {latent}: {reason}; give its own size") from None
@@ -43,6 +44,7 @@ class OwnGenerator(Generator):
             what = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise EbmtrajError(f"the decoder gave {what} for latents (2, {latent}); it must give (B, *event)")
         super().__init__(made.shape[1:], levels, OwnConfig())
+        self.to(weights.device)
         self.latent, self.decoder, self.encoder = latent, decoder.eval(), encoder
 
     def prepare(self, data: Any, most: int = 20_000) -> None:

@@ -76,6 +76,11 @@ class Tilt(Trainable):
         )
         self.drawn: dict[str, Tensor] = {}  # views of the generator's draws, made anew by `prepare`
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What moves the energy to a device moves the generator, too."""
+        self.base._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
     @property
     def base(self) -> Generator:
         """The generator."""
@@ -154,13 +159,17 @@ class Tilt(Trainable):
 
     def _chain(self, count: int, candidates: int, config: LangevinConfig | MALAConfig, generator: torch.Generator) -> Tensor:
         """Latents `(count, Z)`: one of several draws of the prior each, then a chain."""
-        energy = self.latent_energy()
+        z = self._start(count, candidates, generator)
+        return sample(self.latent_energy(), z, config, generator=generator)[0] if config.steps else z
+
+    def _start(self, count: int, candidates: int, generator: torch.Generator) -> Tensor:
+        """Draws of the prior, chosen by the energy."""
 
         def draw() -> Tensor:
             return self.base.sample_latent(count, generator)
 
-        z, _ = resample_tilt(energy.tilt, draw, candidates, shared=self.config.shared, generator=generator)
-        return sample(energy, z, config, generator=generator)[0] if config.steps else z
+        tilt, shared = self.latent_energy().tilt, self.config.shared
+        return resample_tilt(tilt, draw, candidates, shared=shared, generator=generator)[0]
 
     @torch.no_grad()
     def sample_latent(self, count: int, generator: torch.Generator) -> Tensor:
@@ -172,13 +181,18 @@ class Tilt(Trainable):
 
     @torch.no_grad()
     def path(self, count: int, generator: torch.Generator, frames: int = 20) -> list[Tensor]:
-        """About so many states `(count, Z)` of chains that start from the prior itself, that is before any choice."""
+        """About so many states `(count, Z)` on the way of samples: draws of the prior, and a chain from there.
+
+        Where candidates are shared the chain sets out from what was chosen among them, as samples do; else from the prior
+        itself, so that no chain jumps.
+        """
         c = self.config
         config: LangevinConfig | MALAConfig = c.sampler if c.method == "langevin" else c.mala
         config = dataclasses.replace(config, keep=max(1, config.steps // frames))
         z = self.base.sample_latent(count, generator)
-        _, info = sample(self.latent_energy(), z, config, generator=generator)
-        return [z, *([] if info.states is None else info.states)]
+        start = self._start(count, c.start, generator) if c.shared else z
+        _, info = sample(self.latent_energy(), start, config, generator=generator)
+        return [z, *([start] if c.shared else []), *([] if info.states is None else info.states)]
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

@@ -131,9 +131,11 @@ def load_tilt(path: Path, base: Generator | None = None, device: torch.device | 
         raise EbmtrajError(f"checkpoint {checkpoint} holds {header.get('kind')!r}, no tilt: ebmtraj tilt RUN")
     if base is None:
         recipe = recipes.build(TiltRecipe, recipes.read_toml(Run.open(path).config), f"recipe {path}")
-        if recipe.digest != _digest(Path(recipe.base)):
-            raise EbmtrajError(f"generator {recipe.base} was trained anew since tilt {path}; make it again with --overwrite")
-        base, _ = load_generator(Path(recipe.base), device)
+        below = Path(path).parent  # where a run that was moved, or named from another folder, still is
+        found = below if (below / CHECKPOINT).exists() else Path(recipe.base)
+        if recipe.digest != _digest(found):
+            raise EbmtrajError(f"generator {found} was trained anew since tilt {path}; make it again with --overwrite")
+        base, _ = load_generator(found, device)
     config: TiltConfig = recipes.build(TiltConfig, recipes.to_plain(header["network"]), f"checkpoint {checkpoint}: network")
     tilt = make_tilt(base, config)
     load_weights(tilt, tensors, checkpoint)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from ebmtraj.report.compare_images_run import flat
 from ebmtraj.report.compare_tilting import NONE, ROWS, TiltJob
 from ebmtraj.report.jobs import OUTCOME, finite
 from ebmtraj.report.measure_images import floor
-from ebmtraj.report.tilting import Against, draw, sample_count
+from ebmtraj.report.tilting import Against, draw, pictures, sample_count
 from ebmtraj.runs import cores, machine, versions, write_json
+from ebmtraj.training.loop import Result
 
 
 def run_tilt_jobs(
@@ -66,15 +68,15 @@ def work(job: TiltJob) -> dict[str, Any]:
 def _generator(job: TiltJob) -> dict[str, Any]:
     recipe, run = job.recipe(), job.path / "generator"
     assert not isinstance(recipe, ImageRecipe)
-    result, seconds = _timed(lambda: train_generator(recipe, run, device="cpu", resume=True))
+    result, seconds = _trained(partial(train_generator, recipe, run), run)
     base, _ = load_generator(run)
-    found = {NONE: _measured(job, base, seconds, result[0].steps)}
+    found = {NONE: _measured(job, base, seconds, result.steps)}
     for objective in job.row.objectives:
         path = job.path / f"tilt-{objective}"
         settings = tilt_recipe(run, [f"training.seed={job.seed}", *job.tilt_changes()], objective=objective)
-        result, seconds = _timed(partial(train_tilt, settings, path, device="cpu", resume=True))
+        result, seconds = _trained(partial(train_tilt, settings, path), path)
         tilt, _ = load_tilt(path, base)
-        found[objective] = _measured(job, tilt, seconds, result[0].steps)
+        found[objective] = _measured(job, tilt, seconds, result.steps)
         for name in ("frechet", "frechet_test"):
             if name in found[NONE]:
                 found[objective][f"{name}_ratio"] = found[objective][name] / found[NONE][name]
@@ -82,14 +84,14 @@ def _generator(job: TiltJob) -> dict[str, Any]:
 
 
 def _image_energy(job: TiltJob) -> dict[str, Any]:
-    recipe = job.recipe()
+    recipe, run = job.recipe(), job.path / "generator"
     assert isinstance(recipe, ImageRecipe)
-    result, seconds = _timed(lambda: train_image(recipe, job.path / "generator", device="cpu", resume=True))
-    model, _ = load_image_model(job.path / "generator")
-    return {NONE: _measured(job, model, seconds, result[0].steps)}
+    result, seconds = _trained(partial(train_image, recipe, run), run)
+    model, _ = load_image_model(run)
+    return {NONE: _measured(job, model, seconds, result.steps)}
 
 
-def _measured(job: TiltJob, model: Any, seconds: float, steps: int) -> dict[str, Any]:
+def _measured(job: TiltJob, model: Any, seconds: float | None, steps: int) -> dict[str, Any]:
     """Metrics of a model's samples, and what it took; the same count and seed for all of a job."""
     c, source = job.comparison, open_source(job.data)
     count = sample_count(source, c.samples, c.split)
@@ -103,8 +105,15 @@ def _measured(job: TiltJob, model: Any, seconds: float, steps: int) -> dict[str,
 
     x, sampling = _timed(made)
     against = Against(source, c.split, folder=c.runs)
-    took = {"train_seconds": round(seconds, 2), "sample_seconds": round(sampling, 2), "steps": steps}
+    took = {"train_seconds": seconds, "sample_seconds": round(sampling, 2), "steps": steps}
     return {**against.measure(x, job.seed), **took}
+
+
+def _trained(train: Callable[..., tuple[Result, Any]], run: Path) -> tuple[Result, float | None]:
+    """What a training came to, and seconds of this core, which nobody knows of one that was killed."""
+    whole = not (run / "checkpoints" / "resume.safetensors").exists()
+    (result, _), seconds = _timed(partial(train, device="cpu", resume=True))
+    return result, round(seconds, 2) if whole else None
 
 
 def _timed(do: Callable[[], Any]) -> tuple[Any, float]:
@@ -112,6 +121,21 @@ def _timed(do: Callable[[], Any]) -> tuple[Any, float]:
     began = time.thread_time()
     found = do()
     return found, time.thread_time() - began
+
+
+def tilt_pictures(jobs: Sequence[TiltJob], folder: Path) -> list[Path]:
+    """Before and after, and the chains' film, of the first seed of each row that is tilted, by its first objective."""
+    made: list[Path] = []
+    for job in jobs:
+        outcome = job.outcome()
+        if job.seed != jobs[0].seed or not job.row.objectives or outcome is None or outcome["diverged"]:
+            continue
+        tilt, _ = load_tilt(job.path / f"tilt-{job.row.objectives[0]}", load_generator(job.path / "generator")[0])
+        source = open_source(job.data)
+        count = min(1000, sample_count(source, 1000, job.comparison.split))
+        samples = draw(tilt.base, count, job.seed), draw(tilt, count, job.seed)
+        made += pictures(tilt, samples, source, folder / job.name, job.seed)
+    return made
 
 
 def tilt_results(jobs: Sequence[TiltJob], store: ImageStore, judge: Judge, *, command: str = "") -> dict[str, Any]:

@@ -30,6 +30,8 @@ from ebmtraj.report.video import encode_gif
 from ebmtraj.runs import write_atomic
 from ebmtraj.training.loop import Progress, Result
 
+Pair = tuple[np.ndarray, np.ndarray]  # samples before and after
+
 LOST = 0.25  # a class with fewer than this share of what real images have of it counts as lost
 PATHS = 64  # chains that the film shows
 DOTS = 3000  # points that a picture shows
@@ -104,9 +106,9 @@ class Tilted:
     tilt: Tilt
     before: dict[str, Any]
     after: dict[str, Any]
-    samples: tuple[np.ndarray, np.ndarray]  # before and after
+    samples: Pair
     result: Result
-    train_seconds: float  # of one core
+    train_seconds: float  # of one core; of the clock where it was resumed
     sample_seconds: tuple[float, float]  # of one core, before and after
 
     def facts(self) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def tilt_run(
     """Tilt a generator's run into a run directory of its own, and measure both with the same count and seed."""
     began = time.thread_time()
     result, recipe = train_tilt(recipe, path, device=device, resume=resume, overwrite=overwrite, on_progress=on_progress)
-    trained = time.thread_time() - began
+    trained = result.seconds if resume else time.thread_time() - began
     tilt, _ = load_tilt(path)
     against = Against(open_source(recipe.data), split, folder=judge_folder)
     count = sample_count(against.source, samples, split)
@@ -149,15 +151,17 @@ def tilt_run(
     return Tilted(tilt, before, after, (made[0], made[1]), result, trained, (took[0], took[1]))
 
 
-def pictures(found: Tilted, source: EventSource, folder: Path, seed: int = 0) -> list[Path]:
+def pictures(
+    tilt: Tilt, samples: tuple[np.ndarray, np.ndarray], source: EventSource, folder: Path, seed: int = 0
+) -> list[Path]:
     """Before and after side by side, and the path of chains from the prior on; of a plane its densities, too."""
+    still, film = folder / "before-after.png", folder / "path.gif"
     if source.toy is None:
         real = source.read("train").numpy()
-        titled = (("before", found.samples[0]), ("after", found.samples[1]), ("real", real))
-        made = [side_by_side(titled, folder / "before-after.png")]
-        return [*made, write_chain(chain_states(found.tilt, seed), folder / "path.gif")]
-    made = [plane_picture(found, source.toy, source.read("test").numpy(), folder / "before-after.png")]
-    return [*made, plane_film(found, source.toy, folder / "path.gif", seed)]
+        titled = (("before", samples[0]), ("after", samples[1]), ("real", real))
+        return [side_by_side(titled, still), write_chain(chain_states(tilt, seed), film)]
+    real = source.read("test").numpy()
+    return [plane_picture(tilt, samples, source.toy, real, still), plane_film(tilt, source.toy, film, seed)]
 
 
 def chain_states(tilt: Tilt, seed: int = 0, count: int = PATHS) -> list[np.ndarray]:
@@ -188,10 +192,10 @@ def side_by_side(titled: tuple[tuple[str, np.ndarray], ...], path: Path, count: 
     return path
 
 
-def plane_picture(found: Tilted, toy: Toy, real: np.ndarray, path: Path) -> Path:
+def plane_picture(tilt: Tilt, samples: tuple[np.ndarray, np.ndarray], toy: Toy, real: np.ndarray, path: Path) -> Path:
     """Points before, after and of the data over the true density, and the density of the tilted latents."""
-    figure, axes = new_figure(4 if found.tilt.base.latent == 2 else 3, height=3.0)
-    for axis, title, points in zip(axes, ("before", "after", "data"), (*found.samples, real), strict=False):
+    figure, axes = new_figure(4 if tilt.base.latent == 2 else 3, height=2.6)
+    for axis, title, points in zip(axes, ("before", "after", "data"), (*samples, real), strict=False):
         _density(axis, toy)
         axis.scatter(*points[:DOTS].T, s=1.5, color="#0072b2", linewidths=0, alpha=0.7)
         label_axis(axis, title, "", "")
@@ -199,19 +203,20 @@ def plane_picture(found: Tilted, toy: Toy, real: np.ndarray, path: Path) -> Path
         side = np.linspace(-3.5, 3.5, 300, dtype=np.float32)
         grid = torch.from_numpy(np.stack(np.meshgrid(side, side), -1).reshape(-1, 2))
         with torch.no_grad():
-            energy = torch.cat([found.tilt.latent_energy()(part) for part in grid.split(4096)]).view(300, 300)
-        density = torch.exp(-(energy - energy.min())).sqrt().numpy()
+            energy = torch.cat([tilt.latent_energy()(part) for part in grid.split(4096)]).view(300, 300)
+        density = torch.exp(-(energy - energy.min()) / 4).numpy()
         axes[3].imshow(density, extent=(-3.5, 3.5, -3.5, 3.5), origin="lower", cmap="Blues", aspect="equal")
         axes[3].grid(False)
-        label_axis(axes[3], "density of z, root", "", "")
+        axes[3].tick_params(labelsize=8, colors=GREY)
+        label_axis(axes[3], "density of z, 4th root", "", "")
     return save(figure, path)
 
 
-def plane_film(found: Tilted, toy: Toy, path: Path, seed: int = 0) -> Path:
-    """Chains from the prior to the tilt as points over the true density, as a GIF."""
-    states = chain_states(found.tilt, seed, 1000)
+def plane_film(tilt: Tilt, toy: Toy, path: Path, seed: int = 0) -> Path:
+    """Draws of the prior, those that are chosen, and their chains, as points over the true density, as a GIF."""
+    states = chain_states(tilt, seed, 1000)
     pages = []
-    for state in states[:: max(1, len(states) // 30)]:
+    for state in [states[0]] * 4 + states[1:]:  # the prior long enough to be seen
         figure, axes = new_figure(1, height=4.0)
         figure.set_size_inches(4.0, 4.0)
         _density(axes[0], toy)
