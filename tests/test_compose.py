@@ -177,6 +177,7 @@ def test_an_expression_is_read_by_precedence() -> None:
         return Term(lambda x: x[:, 0] * 0 + values[leaf.name])
 
     found = build(tree, energy)(torch.zeros(1, 1)).item()
+
     def soft(*each: float) -> float:
         return -torch.logsumexp(-torch.tensor(each), 0).item()
 

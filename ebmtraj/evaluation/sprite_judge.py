@@ -1,4 +1,4 @@
-"""What a generated sprite shows: a network that reads shape, size and place, trained on fresh renders, with its own error."""
+"""What a sprite shows: a network that reads shape, size and place, trained on fresh renders; with its own error."""
 
 from __future__ import annotations
 
@@ -155,7 +155,8 @@ class Validity:
         for shape in range(len(SHAPES)):
             for angle in np.linspace(0, 2 * np.pi, 20, endpoint=False):
                 factors = torch.stack(
-                    [torch.full_like(scale, shape), scale, torch.full_like(scale, float(angle)), place[:, 0], place[:, 1]], dim=1
+                    [torch.full_like(scale, shape), scale, torch.full_like(scale, float(angle)), place[:, 0], place[:, 1]],
+                    dim=1,
                 )
                 render = torch.from_numpy(render_sprites(factors.double().numpy(), side)).float() / 255
                 mass = render.flatten(1).square().sum(1).clamp_min(1e-6)

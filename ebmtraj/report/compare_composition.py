@@ -204,7 +204,9 @@ class Bench:
         config = self.concept.first.config.sampler
         config = config if steps is None else dataclasses.replace(config, steps=steps)
         began = time.thread_time()
-        pixels = self.concept.sample(energy, times * self.count, generator(1000 + self.job.seed, torch.device("cpu")), config)
+        pixels = self.concept.sample(
+            energy, times * self.count, generator(1000 + self.job.seed, torch.device("cpu")), config
+        )
         self.shown[name] = pixels[:SHOWN]
         return pixels, round(time.thread_time() - began, 1)
 
@@ -352,7 +354,8 @@ def composition_results(jobs: Sequence[CompositionJob], *, command: str = "") ->
         },
         "summary": {name: spread([r for r in rows if r["row"] == name]) for name in dict.fromkeys(r["row"] for r in rows)},
         "training": {
-            name: spread([r for r in trained if r["training"] == name]) for name in dict.fromkeys(r["training"] for r in trained)
+            name: spread([r for r in trained if r["training"] == name])
+            for name in dict.fromkeys(r["training"] for r in trained)
         },
         "rows": rows,
     }
@@ -366,5 +369,3 @@ def spread(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if values:
             said[name] = {"median": round(statistics.median(values), 5), "min": min(values), "max": max(values)}
     return said
-
-

@@ -31,7 +31,11 @@ _SHAPE = Measure("shape_accuracy", "shape right", True)
 _VALID = Measure("valid", "as near a render as real ones", True), Measure("one_sprite", "explained by a render", True)
 SECTIONS: Mapping[str, tuple[str, tuple[str, ...], tuple[Measure, ...]]] = {
     "and": ("and", ("size-place", "three"), (_SIZE, _PLACE, _AXIS, _SHAPE, *_VALID)),
-    "or": ("or", ("or",), (Measure("first_share", "at the first", True), Measure("on_one", "at one of them", True), *_VALID)),
+    "or": (
+        "or",
+        ("or",),
+        (Measure("first_share", "at the first", True), Measure("on_one", "at one of them", True), *_VALID),
+    ),
     "not": ("not", ("not", "prior"), (Measure("outside", "not a heart", True), *_VALID)),
     "pairs": ("pairs", ("sum", "joint"), (_SIZE, _PLACE, _AXIS, *_VALID)),
     "plane": (
