@@ -33,9 +33,9 @@ class Encoder(nn.Module):
     ) -> None:
         """`width` channels first, up to four times as many later; the first convolution has `stride` 1 or 2.
 
-        `normalise`: group normalisation, with which classes are learnt far sooner, at a higher price a step. `pool`:
-        the mean over places enters the dense layer, so that what is learnt at one place holds at others. `extra` numbers are told at
-        every layer beside the level.
+        `normalise`: group normalisation, with which classes are learnt far sooner, at a higher price a step. `pool`: the
+        mean over places enters the dense layer, so that what is learnt at one place holds at others. `extra` numbers are
+        told at every layer beside the level.
         """
         super().__init__()
         channels, height, across = shape
