@@ -40,8 +40,8 @@ def composition(
         CompositionComparison,
         composition_results,
         prepare_composition,
-        run_composition_jobs,
     )
+    from ebmtraj.report.compare_composition_run import run_composition_jobs
     from ebmtraj.report.compare_composition_table import composition_pictures, rich_composition
     from ebmtraj.runs import write_json
 

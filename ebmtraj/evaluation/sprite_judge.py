@@ -85,8 +85,11 @@ def random_factors(count: int, seed: int, **held: float) -> np.ndarray:
 
 
 @no_denormals()
-def train_sprite_judge(side: int, steps: int = 1500, batch: int = 192, seed: int = 0, pool: int = 60_000) -> SpriteJudge:
-    """Train on `pool` fresh renders with a little noise on their pixels; the same bits on one machine."""
+def train_sprite_judge(
+    side: int, steps: int = 1500, batch: int = 192, seed: int = 0, pool: int | None = None
+) -> SpriteJudge:
+    """Train on `pool` fresh renders (60,000 at most) with a little noise on their pixels; the same bits on one machine."""
+    pool = pool or min(60_000, batch * steps)
     factors = random_factors(pool, 1_000 + seed)
     pixels = torch.from_numpy(render_sprites(factors, side))
     wanted = truth_of(torch.from_numpy(factors).float(), side)
