@@ -40,8 +40,8 @@ def composition(
         CompositionComparison,
         composition_results,
         prepare_composition,
-        run_composition_jobs,
     )
+    from ebmtraj.report.compare_composition_run import run_composition_jobs
     from ebmtraj.report.compare_composition_table import composition_pictures, rich_composition
     from ebmtraj.runs import write_json
 
@@ -63,7 +63,9 @@ def composition(
             raise EbmtrajError(f"{plan.runs} holds nothing that is done; run the comparison without --done-only")
     else:
         with watched(jobs) as count:
-            run_composition_jobs(jobs, workers=workers or 0, on_done=lambda job, found: say(f"{count()} {_line(job, found)}"))
+            run_composition_jobs(
+                jobs, workers=workers or 0, on_done=lambda job, found: say(f"{count()} {_line(job, found)}")
+            )
     results = composition_results(jobs, command=command_line())
     write_json(out, results)
     output: dict[str, Any] = {"out": str(out), "runs": str(plan.runs), "seconds": round(time.perf_counter() - began, 1)}

@@ -19,7 +19,9 @@ def compose_command(
     out: Annotated[
         Path | None, typer.Option(help="An .npz, or a .png with a grid or the density. [default: composed.png]")
     ] = None,
-    film: Annotated[Path | None, typer.Option("--gif", help="Also write the sampling path, from noise on, as a GIF.")] = None,
+    film: Annotated[
+        Path | None, typer.Option("--gif", help="Also write the sampling path, from noise on, as a GIF.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change the sampler of images, e.g. --set steps=3; repeatable.")
     ] = None,
@@ -29,7 +31,7 @@ def compose_command(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Put energies together by & (and), | (or), ~ (not), weights (2 * a), temperatures (a / 2) and brackets, and draw samples.
+    """Put energies together by & (and), | (or), ~ (not), weights (2 * a), temperatures (a / 2), brackets; and draw samples.
 
     A leaf is factor:value, for a factor that one of the RUNs was trained on (`train image --condition`): each says what
     it knows beyond E(x), which counts once. Without RUNs leaves are energies of the plane, and the share of samples in
@@ -52,7 +54,12 @@ def compose_command(
     for path in (target, film):
         if path is not None and path.exists() and not overwrite:
             raise EbmtrajError(f"{path} exists; give another path or --overwrite")
-    facts: dict[str, Any] = {"expression": expression, "runs": [str(run) for run in runs or []], "count": count, "seed": seed}
+    facts: dict[str, Any] = {
+        "expression": expression,
+        "runs": [str(run) for run in runs or []],
+        "count": count,
+        "seed": seed,
+    }
     began = time.perf_counter()
     with progress() as bar:
         bar.add_task("sampling", total=None, note="")
@@ -62,7 +69,11 @@ def compose_command(
             raise EbmtrajError("--set changes the sampler of images; give RUNs, or drop it")
         else:
             facts |= _plane(expression, count, target, film, seed)
-    facts |= {"out": str(target), "gif": None if film is None else str(film), "seconds": round(time.perf_counter() - began, 2)}
+    facts |= {
+        "out": str(target),
+        "gif": None if film is None else str(film),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
     if json_:
         print_json(facts)
         return

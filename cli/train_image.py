@@ -54,7 +54,7 @@ def image(
     """
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.images.fit import load_image_recipe, train_image
-    from ebmtraj.images.registry import ENERGIES, MODELS
+    from ebmtraj.images.registry import ENERGIES, MODELS, OF_FACTORS
 
     if objective is not None and objective not in ENERGIES:
         raise EbmtrajError(f"unknown objective {objective!r}; use one of {', '.join(ENERGIES)}")
@@ -62,7 +62,9 @@ def image(
         model = objective or "dsm"
     elif model is not None and objective is not None:
         raise EbmtrajError(f"--objective {objective} is for energies; drop it with --model {model}")
-    if model is not None and model not in MODELS:
+    if model in OF_FACTORS and condition is None:
+        raise EbmtrajError(f"--model {model} learns of factors; give --condition scale,x,y")
+    if model is not None and model not in (*MODELS, *OF_FACTORS):
         raise EbmtrajError(
             f"unknown model {model!r}; use one of energy, {', '.join(m for m in MODELS if m not in ENERGIES)}"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ebmtraj.datasets import image_archives as archives
+from ebmtraj.datasets.dsprites import dsprites
 from ebmtraj.datasets.image_writer import RawImages
 from ebmtraj.datasets.images import stratified_splits
 from ebmtraj.datasets.shapes import shapes
@@ -69,6 +70,7 @@ SOURCES: Mapping[str, Source] = {
     "sprites-28": Source(shapes, "ten shapes, moved, turned, scaled, lit and under noise, 28 x 28; rendered here"),
     "sprites-32": Source(of_size(32), "the same, 32 x 32"),
     "sprites-64": Source(of_size(64), "the same, 64 x 64"),
+    "dsprites": Source(dsprites, "a draw of the official ones, 64 x 64; reads their npz where it is at hand"),
     "sprites-sizes": Source(part("sizes"), "squares of each size at the centre, 16 x 16; rendered here"),
     "sprites-places": Source(part("places"), "the smallest square at each place, 16 x 16; rendered here"),
     "sprites-seen": Source(part("seen"), "both of these, for zero-shot generalisation; rendered here"),

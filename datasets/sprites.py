@@ -121,7 +121,11 @@ def corner(name: str, size: int = 16, count: int = 10_000, seed: int = 0) -> Raw
 
 def part(name: str) -> Callable[[Path | None], RawImages]:
     """The source of this part, see `corner`."""
-    return lambda root=None: corner(name)
+
+    def load(root: Path | None) -> RawImages:
+        return corner(name)
+
+    return load
 
 
 def of_size(size: int) -> Callable[[Path | None], RawImages]:

@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import tables_composition
 import tables_tilting
 
 from ebmtraj.report.compare_figures import median_curves
@@ -32,7 +33,7 @@ from ebmtraj.report.tables import HEADERS, markdown_table, number
 from ebmtraj.trajectories.costs import TERMS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/transitions.md", "docs/plans.md", "docs/images.md", "docs/sampler.md", "docs/tilting.md")
+PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in Path(__file__).parent.glob("*.md")))
 ROBOTS = ("reacher", "halfcheetah", "ant")
 PICTURES = {"frechet.png": "frechet.png", "strip.png": "figures/unconditional/strip.png"}
 PICTURES["rollouts.gif"] = "figures/unconditional/rollouts.gif"
@@ -488,6 +489,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
         for kind in SECTIONS
         for section in SECTIONS[kind]
     },
+    **tables_composition.TABLES,
     "sampler": ("sampler", sampler_table),
     "ess": ("ess", ess_table),
     "ais": ("ais", ais_table),

@@ -15,11 +15,13 @@ from ebmtraj.energies.image import ImageEnergy, MLPTilt
 from ebmtraj.energies.image_base import UnitGaussian
 from ebmtraj.energies.plane import PlaneMixture, grid_density, plane_energy, sampled_density, total_variation
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.fields import Field
 from ebmtraj.samplers.anneal import Ladder
 from ebmtraj.samplers.langevin import LangevinConfig
 from ebmtraj.samplers.mcmc import HMCConfig, MALAConfig
 from ebmtraj.samplers.registry import SamplerConfig, sample
 from ebmtraj.samplers.tempering import TemperingConfig
+from ebmtraj.trajectories.costs import parse_task
 
 
 def left() -> PlaneMixture:
@@ -133,6 +135,27 @@ def test_a_task_cost_of_paths_is_composed_like_any_energy() -> None:
         energy(torch.zeros(5, 6, 2))
 
 
+def test_a_task_and_a_learned_prior_of_paths_are_sampled_together() -> None:
+    """A random walk of 5 steps that is to end at a goal: the end is Gaussian, with mean and spread known."""
+    fields = (Field("position", 2, "position", "m", low=(-9.0, -9.0), high=(9.0, 9.0)),)
+    task = parse_task("reach goal=1,-0.5 when=end scale=0.5", fields)
+
+    def walk(x: Tensor) -> Tensor:
+        return x.diff(dim=1).square().sum((1, 2)) / (2 * 0.1)
+
+    energy = Term(walk, event=(6, 2)) & 2 * task.energy()
+    start, free = torch.zeros(4000, 6, 2), torch.ones(6, 2)
+    free[0] = 0
+    x, _ = sample(
+        energy, start, HMCConfig(steps=80, step_size=0.15, leapfrog=10, jitter=0.5), mask=free, generator=generator(8)
+    )
+    prior, cost = 1 / (5 * 0.1), 2 * 2 / 0.5**2  # precisions of the end
+    wanted = torch.tensor([1.0, -0.5]) * cost / (prior + cost)
+    torch.testing.assert_close(x[:, -1].mean(0), wanted, atol=0.02, rtol=0)
+    torch.testing.assert_close(x[:, -1].var(0), torch.full((2,), 1 / (prior + cost)), atol=0.006, rtol=0)
+    assert x[:, 0].eq(0).all()
+
+
 def test_energies_over_different_shapes_are_refused_in_one_line() -> None:
     other = Term(quadratic, event=(3,))
     for make in (lambda: left() & other, lambda: left() | other, lambda: left() - other, lambda: And([other, left()])):
@@ -177,6 +200,7 @@ def test_an_expression_is_read_by_precedence() -> None:
         return Term(lambda x: x[:, 0] * 0 + values[leaf.name])
 
     found = build(tree, energy)(torch.zeros(1, 1)).item()
+
     def soft(*each: float) -> float:
         return -torch.logsumexp(-torch.tensor(each), 0).item()
 

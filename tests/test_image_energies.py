@@ -31,6 +31,7 @@ SIZES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 128, 128)]
 TINY = {  # settings under which a model of any kind takes moments
     "dsm": {"width": 16},
     "field": {"width": 16},
+    "concept": {"width": 8, "evidence_width": 8, "sampler": {"steps": 1, "ladder": {"levels": 4}}},
     "pcd": {"channels": 4, "buffer": 32, "sampler": {"steps": 3, "step_size": 0.2, "noise": 0.01}, "sample_steps": 3},
 }
 

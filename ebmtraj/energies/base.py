@@ -77,7 +77,9 @@ class Composable:
         from ebmtraj.energies.compose import And
 
         if not isinstance(weight, int | float) or not weight >= 0:
-            raise EbmtrajError(f"an energy times {weight!r}: the weight is a number of at least 0; negate by ~, which is bounded")
+            raise EbmtrajError(
+                f"an energy times {weight!r}: the weight is a number of at least 0; negate by ~, which is bounded"
+            )
         return And([self], [float(weight)])
 
     __rmul__ = __mul__

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from ebmtraj.energies.base import Composable
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.samplers.backends import Energy
-from ebmtraj.samplers.checks import check_energy, rows
+from ebmtraj.samplers.checks import check_energy
 
 Pair = tuple[Tensor, Tensor]  # energies (B,) and their gradient (B, *event)
 
@@ -53,6 +53,11 @@ class Composed(Composable, nn.Module, abc.ABC):
     def slopes(self, values: Sequence[Tensor]) -> Sequence[Tensor | float]:
         """Derivative of `join` in each part's energy, `(B,)` or a number."""
 
+    @property
+    def each(self) -> list[Composed]:
+        """The parts."""
+        return [part for part in self.parts if isinstance(part, Composed)]
+
     needs_values = True  # whether `slopes` looks at the values
 
     def forward(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Tensor:
@@ -63,7 +68,7 @@ class Composed(Composable, nn.Module, abc.ABC):
     def value_and_gradient(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Pair:
         """Energies `(B,)` and their gradient `(B, *event)`."""
         self._check(x)
-        values, gradients = zip(*(part.value_and_gradient(x, context, level) for part in self.parts), strict=True)
+        values, gradients = zip(*(part.value_and_gradient(x, context, level) for part in self.each), strict=True)
         return self.join(values), _weighted(self.slopes(values), gradients)
 
     def gradient(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Tensor:
@@ -71,7 +76,7 @@ class Composed(Composable, nn.Module, abc.ABC):
         if self.needs_values:
             return self.value_and_gradient(x, context, level)[1]
         self._check(x)
-        return _weighted(self.slopes(()), [part.gradient(x, context, level) for part in self.parts])
+        return _weighted(self.slopes(()), [part.gradient(x, context, level) for part in self.each])
 
     def _check(self, x: Tensor) -> None:
         if self.event is not None and tuple(x.shape[1:]) != self.event:
@@ -225,13 +230,12 @@ class Shifted(Composed):
 
     def value_and_gradient(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Pair:
         """Energies `(B,)` and gradient `(B, *event)`."""
-        value, g = self.parts[0].value_and_gradient(x, context, level)
+        value, g = self.each[0].value_and_gradient(x, context, level)
         return value + self._constant(level), g
 
     def gradient(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Tensor:
         """The part's own."""
-        out: Tensor = self.parts[0].gradient(x, context, level)
-        return out
+        return self.each[0].gradient(x, context, level)
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """The part's energy, without the constant, which needs a level."""

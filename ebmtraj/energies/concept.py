@@ -47,7 +47,7 @@ class PriorEnergy(Composable, nn.Module):
     def forward(self, x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
         """Energies `(B,)` at level `()` or `(B,)`."""
         level = level.expand(len(x))
-        return self.base(x, None, level) + self.net(shrunk(x, level), level).float().squeeze(1) / level
+        return self.base(x, None, level) + self.net(shrunk(x, level), level).to(x.dtype).squeeze(1) / level
 
     def gradient(self, x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
         """Gradient in x, `(B, *event)`."""
@@ -73,7 +73,7 @@ class Evidence(Composable, nn.Module):
 
     def _outputs(self, x: Tensor, level: Tensor) -> Tensor:
         level = level.expand(len(x))
-        out: Tensor = self.net(shrunk(x, level), level).float()
+        out: Tensor = self.net(shrunk(x, level), level).to(x.dtype)
         return out
 
     def _log_densities(self, out: Tensor, values: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from typing import Any
 
 from ebmtraj.errors import EbmtrajError
 
-_TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)(?=\s*\*)|(?P<name>[A-Za-z][\w-]*)|(?P<mark>[&|~()*/:]))")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)(?=\s*\*)|(?P<name>[A-Za-z][\w-]*)|(?P<mark>[&|~()*/:]))"
+)
 _VALUE = re.compile(r"[^\s&|~()*/:]+")
 _NUMBER = re.compile(r"\s*(\d+\.?\d*|\.\d+)")
 EXAMPLE = '"scale:0.7 & position:0.2,0.4 & ~shape:heart"'

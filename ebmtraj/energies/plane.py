@@ -1,4 +1,4 @@
-"""Energies over the plane whose density is known at every noise level: mixtures of round Gaussians, to compose and to test."""
+"""Energies over the plane whose density is known at every noise level: mixtures of round Gaussians, to compose and test."""
 
 from __future__ import annotations
 

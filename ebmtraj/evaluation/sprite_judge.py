@@ -1,4 +1,4 @@
-"""What a generated sprite shows: a network that reads shape, size and place, trained on fresh renders, with its own error."""
+"""What a sprite shows: a network that reads shape, size and place, trained on fresh renders; with its own error."""
 
 from __future__ import annotations
 
@@ -85,8 +85,11 @@ def random_factors(count: int, seed: int, **held: float) -> np.ndarray:
 
 
 @no_denormals()
-def train_sprite_judge(side: int, steps: int = 1500, batch: int = 192, seed: int = 0, pool: int = 60_000) -> SpriteJudge:
-    """Train on `pool` fresh renders with a little noise on their pixels; the same bits on one machine."""
+def train_sprite_judge(
+    side: int, steps: int = 1500, batch: int = 192, seed: int = 0, pool: int | None = None
+) -> SpriteJudge:
+    """Train on `pool` fresh renders (60,000 at most) with a little noise on their pixels; the same bits on one machine."""
+    pool = pool or min(60_000, batch * steps)
     factors = random_factors(pool, 1_000 + seed)
     pixels = torch.from_numpy(render_sprites(factors, side))
     wanted = truth_of(torch.from_numpy(factors).float(), side)
@@ -155,7 +158,8 @@ class Validity:
         for shape in range(len(SHAPES)):
             for angle in np.linspace(0, 2 * np.pi, 20, endpoint=False):
                 factors = torch.stack(
-                    [torch.full_like(scale, shape), scale, torch.full_like(scale, float(angle)), place[:, 0], place[:, 1]], dim=1
+                    [torch.full_like(scale, shape), scale, torch.full_like(scale, float(angle)), place[:, 0], place[:, 1]],
+                    dim=1,
                 )
                 render = torch.from_numpy(render_sprites(factors.double().numpy(), side)).float() / 255
                 mass = render.flatten(1).square().sum(1).clamp_min(1e-6)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ebmtraj.config import read_toml
-
 from ebmtraj.energies.compose import And, Composed, Term
+from ebmtraj.energies.concept import ConceptEnergy
 from ebmtraj.energies.expression import Leaf, Tree, build, fault, unknown
 from ebmtraj.energies.image import ImageEnergy
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.energies.concept import ConceptEnergy
 from ebmtraj.images.concept import annealed
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.registry import load_image_model
@@ -57,7 +56,9 @@ class Concepts(nn.Module):
                     f"compose: model {model.name} of {name} has no energy given a factor at every noise level; "
                     "train one: ebmtraj train image --condition ..."
                 )
-            off = max(float((model.scale - self.first.scale).abs().max()), float((model.shift - self.first.shift).abs().max()))
+            off = max(
+                float((model.scale - self.first.scale).abs().max()), float((model.shift - self.first.shift).abs().max())
+            )
             if off > 1e-4:
                 raise EbmtrajError(
                     f"compose: {self.names[0]} and {name} scale pixels differently, as they were trained on other images; "

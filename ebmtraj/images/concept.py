@@ -88,7 +88,7 @@ class ConceptModel(ImageModel):
         path, header, tensors = read_run(Path(self.config.prior), "image")
         if header.get("model") != self.name or list(header.get("shape", [])) != list(self.shape):
             raise EbmtrajError(
-                f"network.prior = {path}: it holds a {header.get('model')} of images of {header.get('shape')}; give a run of "
+                f"network.prior = {path}: it holds a {header.get('model')} of {header.get('shape')}; give a run of "
                 f"--condition on images of {list(self.shape)}"
             )
         start = "net.prior."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmtraj.energies.image_base import spread_out
-from ebmtraj.energies.pair import PairEnergy, Parts
+from ebmtraj.energies.value_place import Parts, ValuePlaceEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.concept import annealed
 from ebmtraj.images.data import ImageBatch
@@ -78,13 +78,17 @@ class PairModel(ImageModel):
             numbers = []
         if not numbers or any(len(row) != 3 for row in numbers):
             raise EbmtrajError("model pair needs a value and a place of each image; give --condition scale,x,y")
-        self.net = PairEnergy(self.shape, self.classes, parts=config.parts, width=config.width)
+        self.net = ValuePlaceEnergy(self.shape, self.classes, parts=config.parts, width=config.width)
 
     def stages(self) -> list[Stage]:
         """Each energy by itself, both together by score matching, and that with contrastive divergence and its KL term."""
         config = self.config
         apart = config.apart if config.parts == "sum" else 0.0
-        found = [("apart", apart, self._apart), ("together", 1 - apart - config.kl, self._together), ("kl", config.kl, self._kl)]
+        found = [
+            ("apart", apart, self._apart),
+            ("together", 1 - apart - config.kl, self._together),
+            ("kl", config.kl, self._kl),
+        ]
         return [Stage(name, share, self.net, loss) for name, share, loss in found if share > 0]
 
     def energy(self, unit: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
@@ -151,7 +155,7 @@ class PairModel(ImageModel):
 class _AtLevel(torch.nn.Module):
     """A noise-conditional energy at one level."""
 
-    def __init__(self, net: PairEnergy, level: Tensor) -> None:
+    def __init__(self, net: ValuePlaceEnergy, level: Tensor) -> None:
         super().__init__()
         self.net, self.level = net, level
 

@@ -30,7 +30,6 @@ MODELS: dict[str, type[ImageModel]] = {
     "dsm": NoiseConditionalModel,
     "pcd": PCDModel,
     "concept": ConceptModel,
-    "pair": PairModel,
     "field": FieldModel,
     "jem": JointModel,
     "jem-cd": JointCDModel,
@@ -41,12 +40,15 @@ MODELS: dict[str, type[ImageModel]] = {
     "gmm": MixtureModel,
     "svm": SVMModel,
 }
+OF_FACTORS: dict[str, type[ImageModel]] = {"pair": PairModel}  # those that need images with factors, and `--condition`
 ENERGIES = ("dsm", "pcd")  # the generative energies among them, by their objective
 JOINT = ("jem", "jem-cd", "classifier")  # the joint classifiers among them, by their objective
 
 
 def image_model_class(name: str) -> type[ImageModel]:
     """The class registered under this name; raises `EbmtrajError` with the nearest one otherwise."""
+    if name in OF_FACTORS:
+        return OF_FACTORS[name]
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         raise EbmtrajError(

@@ -33,9 +33,9 @@ class Encoder(nn.Module):
     ) -> None:
         """`width` channels first, up to four times as many later; the first convolution has `stride` 1 or 2.
 
-        `normalise`: group normalisation, with which classes are learnt far sooner, at a higher price a step. `pool`: the mean
-        over places enters the dense layer, so that what is learnt at one place holds at others. `extra` numbers are told at
-        every layer beside the level.
+        `normalise`: group normalisation, with which classes are learnt far sooner, at a higher price a step. `pool`: the
+        mean over places enters the dense layer, so that what is learnt at one place holds at others. `extra` numbers are
+        told at every layer beside the level.
         """
         super().__init__()
         channels, height, across = shape
@@ -62,8 +62,9 @@ class Encoder(nn.Module):
         self.output = nn.Linear(2 * most, outputs)
         self.level = LevelFeatures()
         self.told = nn.Linear(self.level.size + extra, told)
-        self.gains = nn.ModuleList(nn.Linear(told, 2 * each) for each in (*widths, 2 * most))
-        for layer in self.gains:
+        gains = [nn.Linear(told, 2 * each) for each in (*widths, 2 * most)]
+        self.gains = nn.ModuleList(gains)
+        for layer in gains:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 

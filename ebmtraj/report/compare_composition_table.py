@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from ebmtraj.report.compare_composition import PLANE, TITLES, CompositionJob, shown
+from ebmtraj.report.compare_composition import PLANE, TITLES, CompositionJob
+from ebmtraj.report.compare_composition_run import shown
 from ebmtraj.report.compare_images_table import samples_picture
 from ebmtraj.report.plane import plane_composition, plane_picture, sample_plane
 
@@ -31,7 +32,11 @@ _SHAPE = Measure("shape_accuracy", "shape right", True)
 _VALID = Measure("valid", "as near a render as real ones", True), Measure("one_sprite", "explained by a render", True)
 SECTIONS: Mapping[str, tuple[str, tuple[str, ...], tuple[Measure, ...]]] = {
     "and": ("and", ("size-place", "three"), (_SIZE, _PLACE, _AXIS, _SHAPE, *_VALID)),
-    "or": ("or", ("or",), (Measure("first_share", "at the first", True), Measure("on_one", "at one of them", True), *_VALID)),
+    "or": (
+        "or",
+        ("or",),
+        (Measure("first_share", "at the first", True), Measure("on_one", "at one of them", True), *_VALID),
+    ),
     "not": ("not", ("not", "prior"), (Measure("outside", "not a heart", True), *_VALID)),
     "pairs": ("pairs", ("sum", "joint"), (_SIZE, _PLACE, _AXIS, *_VALID)),
     "plane": (
@@ -116,4 +121,8 @@ def _plane() -> dict[str, Any]:
 
 def _full(name: str) -> str:
     """A row's title that stands by itself."""
-    return TITLES[name].replace("the same", TITLES[name.partition("-un")[0].partition("-pl")[0].partition("-li")[0]], 1)
+    parent = next((name.removesuffix(end) for end in _VARIANTS if name.endswith(end)), name)
+    return TITLES[name].replace("the same", TITLES[parent], 1)
+
+
+_VARIANTS = ("-uncorrected", "-plain", "-literal", "-unbounded")

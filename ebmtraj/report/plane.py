@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from ebmtraj.energies.compose import Composed, Shifted
 from ebmtraj.energies.expression import Leaf, build, fault, numbers_of, parse, unknown
 from ebmtraj.energies.plane import BOUND, LEAVES, grid_density, plane_energy, sampled_density, total_variation
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.report.style import DPI, save
+from ebmtraj.report.style import save
 from ebmtraj.report.video import encode_gif
 from ebmtraj.runs import write_atomic
 from ebmtraj.samplers.anneal import Ladder
@@ -131,7 +130,7 @@ def plane_film(energy: Composed, states: list[Tensor], path: Path, pages: int = 
         axis.plot(*states[i].numpy().T, ".", ms=2.5, color="#0072b2")
         axis.set(xticks=[], yticks=[], xlim=(-BOUND, BOUND), ylim=(-BOUND, BOUND))
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()  # type: ignore[no-untyped-call]
+        canvas.draw()
         drawn.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
     write_atomic(path, encode_gif(drawn, round(1000 * 4 / len(drawn) / 10) * 10))
     return path

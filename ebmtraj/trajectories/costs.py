@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ebmtraj.energies.compose import Composed
+from ebmtraj.energies.compose import Term as ComposedTerm
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
 from ebmtraj.trajectories.terms.joints import JointPose, KeepRange, KeepStraight
@@ -80,6 +82,14 @@ class TaskCost:
         return sum(self.terms(path).values(), start=path.start.new_zeros(len(path.start)))
 
     __call__ = cost
+
+    def energy(self) -> Composed:
+        """The cost as an energy of paths, states `(B, T+1, S)` with the start first: what `&`, `|` and `~` take."""
+
+        def of_path(states: Tensor) -> Tensor:
+            return self.cost(Path.sequence(states[:, 0], states[:, 1:]))
+
+        return ComposedTerm(of_path, title=self.text)
 
     def labels(self) -> list[str]:
         """One name a term: `obstacle`, `obstacle-2`, ..."""

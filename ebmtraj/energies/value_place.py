@@ -1,4 +1,4 @@
-"""Energies of images given a value and a place, whose sum is to hold for pairs that were never seen (paper 000, section 7)."""
+"""Energies of images given a value and a place, whose sum is to hold for pairs never seen (paper 000, section 7)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ebmtraj.nets.encoder import Encoder, class_codes
 Parts = Literal["sum", "joint", "joint-relative"]
 
 
-class PairEnergy(Composable, nn.Module):
+class ValuePlaceEnergy(Composable, nn.Module):
     """E(x, s | value, place) = |x|^2 / (2 (1 + s^2)) + (e_value + e_place) / s, or with one network told both.
 
     Convolutions are pooled over places, so that the network of the value can't tell where; that of the place sees where each
@@ -24,12 +24,15 @@ class PairEnergy(Composable, nn.Module):
     """
 
     values: Tensor
-    places: Tensor
+    spots: Tensor
     value_codes: Tensor
     place_codes: Tensor
     where: Tensor
+    centre: Tensor
 
-    def __init__(self, shape: tuple[int, int, int], classes: tuple[str, ...], *, parts: Parts = "sum", width: int = 16) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: tuple[str, ...], *, parts: Parts = "sum", width: int = 16
+    ) -> None:
         """`classes` name value, x and y, as "0.7,0.25,0.5": places go from 0 to 1 over the inner half of the picture."""
         super().__init__()
         self.event, self.base, self.parts = shape, UnitGaussian(), parts
@@ -37,7 +40,7 @@ class PairEnergy(Composable, nn.Module):
         kinds, spots = sorted({row[0] for row in rows}), list(dict.fromkeys(",".join(row[1:]) for row in rows))
         self.register_buffer("values", torch.tensor([kinds.index(row[0]) for row in rows]), persistent=False)
         spot = {name: i for i, name in enumerate(spots)}
-        self.register_buffer("places", torch.tensor([spot[",".join(row[1:])] for row in rows]), persistent=False)
+        self.register_buffer("spots", torch.tensor([spot[",".join(row[1:])] for row in rows]), persistent=False)
         self.register_buffer("value_codes", class_codes(tuple(kinds)), persistent=False)
         self.register_buffer("place_codes", class_codes(tuple(spots)), persistent=False)
         centre = torch.tensor([[0.25 + 0.5 * float(part) for part in name.split(",")] for name in spots])
@@ -64,15 +67,15 @@ class PairEnergy(Composable, nn.Module):
     def terms(self, x: Tensor, label: Tensor, level: Tensor) -> list[Tensor]:
         """Each network's energy, without the base, `(B,)`: of value and place, or of both."""
         level, u = level.expand(len(x)), shrunk(x, level)
-        value, place = self.value_codes[self.values[label]], self.places[label]
-        relative = 4 * (self.where - self.centre[place, :, None, None])  # type: ignore[index, operator]
+        value, place = self.value_codes[self.values[label]], self.spots[label]
+        relative = 4 * (self.where - self.centre[place, :, None, None])
         if self.parts == "sum":
             out = [self.nets[0](u, level, value), self.nets[1](torch.cat((u, relative), 1), level)]
         elif self.parts == "joint":
             out = [self.nets[0](u, level, torch.cat((value, self.place_codes[place]), 1))]
         else:
             out = [self.nets[0](torch.cat((u, relative), 1), level, value)]
-        return [each.float().squeeze(1) / level for each in out]
+        return [each.to(x.dtype).squeeze(1) / level for each in out]
 
     def forward(self, x: Tensor, label: Tensor, level: Tensor) -> Tensor:
         """Energies `(B,)` at level `()` or `(B,)`."""
@@ -93,7 +96,7 @@ class PairEnergy(Composable, nn.Module):
 class Alone(nn.Module):
     """One part of a pair, as an energy by itself."""
 
-    def __init__(self, pair: PairEnergy, number: int) -> None:
+    def __init__(self, pair: ValuePlaceEnergy, number: int) -> None:
         super().__init__()
         self.pair, self.number = pair, number
 
