@@ -21,6 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import tables_continual
+
 from ebmtraj.report.compare_figures import median_curves
 from ebmtraj.report.compare_images_table import SECTIONS, markdown_images, markdown_note
 from ebmtraj.report.compare_plans_table import markdown_plans
@@ -30,7 +32,7 @@ from ebmtraj.report.tables import HEADERS, markdown_table, number
 from ebmtraj.trajectories.costs import TERMS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/transitions.md", "docs/plans.md", "docs/images.md", "docs/sampler.md")
+PAGES = ("README.md", "docs/transitions.md", "docs/plans.md", "docs/images.md", "docs/sampler.md", tables_continual.PAGE)
 ROBOTS = ("reacher", "halfcheetah", "ant")
 PICTURES = {"frechet.png": "frechet.png", "strip.png": "figures/unconditional/strip.png"}
 PICTURES["rollouts.gif"] = "figures/unconditional/rollouts.gif"
@@ -486,6 +488,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
         for kind in SECTIONS
         for section in SECTIONS[kind]
     },
+    **tables_continual.TABLES,
     "sampler": ("sampler", sampler_table),
     "ess": ("ess", ess_table),
     "ais": ("ais", ais_table),
