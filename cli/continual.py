@@ -24,7 +24,9 @@ def continual_command(
     per_task: Annotated[int, typer.Option(help="Classes a task, in their order.", min=1)] = 2,
     split: Annotated[str, typer.Option(help="test, or validation to choose settings.")] = "test",
     tune: Annotated[bool, typer.Option("--tune", help="Try each learner's grid on validation, and keep the best.")] = False,
-    settings: Annotated[Path | None, typer.Option(help="What --tune wrote: use the settings that it kept.")] = None,
+    settings: Annotated[
+        list[Path] | None, typer.Option(help="What --tune wrote: use the settings that it kept; the last one counts.")
+    ] = None,
     set_: Set = None,
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/continual.json"),
     runs: Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")] = None,
@@ -62,7 +64,7 @@ def continual_command(
         if not isinstance(values, dict):
             raise EbmtrajError(f"--set {name}=...: say of which learner, such as ebm.{name}=... or all.{name}=...")
     chosen, asked = choose_learners(learners), choose_scenarios(scenario)
-    kept = read_kept(settings) if settings is not None else {}
+    kept = {name: found for path in settings or [] for name, found in read_kept(path).items()}
     store = open_images(data)
     if not store.classes:
         raise EbmtrajError(f"image store {store.path} has no labels; tasks are made of classes")
@@ -115,7 +117,7 @@ def continual_robot_command(
     stores: Annotated[
         str | None, typer.Option(help="Stores with commas between, one a behaviour. [default: six axes are collected]")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps on each behaviour.", min=1)] = 2000,
+    steps: Annotated[int, typer.Option(help="Training steps on each behaviour.", min=1)] = 1000,
     horizon: Annotated[int, typer.Option(help="Steps of a future.", min=1)] = 20,
     split: Annotated[str, typer.Option(help="test, or validation to choose settings.")] = "test",
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/continual_robot.json"),

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tables_composition
+import tables_continual
 import tables_tilting
 
 from ebmtraj.report.compare_figures import median_curves
@@ -490,6 +491,7 @@ TABLES = {  # name of the table: the file of docs/results that it starts from, a
         for section in SECTIONS[kind]
     },
     **tables_composition.TABLES,
+    **tables_continual.TABLES,
     "sampler": ("sampler", sampler_table),
     "ess": ("ess", ess_table),
     "ais": ("ais", ais_table),

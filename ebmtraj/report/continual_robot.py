@@ -47,7 +47,7 @@ class RobotTrial:
     learners: tuple[str, ...]
     seeds: tuple[int, ...]
     runs: Path
-    steps: int = 2000  # of training on each behaviour
+    steps: int = 1000  # of training on each behaviour
     batch: int = 256
     width: int = 128
     split: str = "test"
