@@ -17,6 +17,7 @@ from ebmtraj.energies.image import Tilt
 from ebmtraj.energies.image_conv import PlainEnergy
 from ebmtraj.energies.joint import Guided as JointGuided
 from ebmtraj.energies.joint import JointTilt, LogitEnergy
+from ebmtraj.energies.latent import LatentEnergy, ViewEnergy
 from ebmtraj.energies.plane import PlaneMixture
 from ebmtraj.energies.sequence import SequenceEnergy
 from ebmtraj.energies.transition import PairEnergy, ResidualEnergy, TiltedPairEnergy, TiltedTransition
@@ -92,7 +93,7 @@ def test_no_energy_is_left_out() -> None:
     views = {ImageGuided, JointGuided, PlainEnergy, LogitEnergy}  # of another energy, made when it is asked for
     views |= {Composed, Term, And, Or, Not, Shifted, Alone}  # their contracts stand in test_compose and test_concepts
     shared = {Tilt, JointTilt}  # what tilts inherit
-    others = {PlaneMixture, ValuePlaceEnergy}  # as do those of these
+    others = {PlaneMixture, ValuePlaceEnergy, ViewEnergy, LatentEnergy}  # as do those of these, or in test_generators
     assert found - images - views - shared - others == {
         *ENERGIES,
         SequenceEnergy,
