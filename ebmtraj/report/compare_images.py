@@ -56,11 +56,11 @@ IMAGES: Mapping[str, ImageRow] = {
 JEM: Mapping[str, ImageRow] = {
     "jem": ImageRow("jem", "joint energy, score matching", conditional=True, attacked=0),
     "jem-factored": ImageRow(
-        "jem", "the same, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",), attacked=0
+        "jem", "joint energy, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",), attacked=0
     ),
     "jem-robust": ImageRow(
         "jem",
-        "the same, told labels in the worst case within .2",
+        "joint energy, told labels in the worst case within .2",
         conditional=True,
         set=("network.adversary=0.2", "network.adversary_weight=2.0", "training.steps=1500", "training.batch=256"),
     ),
