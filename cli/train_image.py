@@ -50,6 +50,7 @@ def image(
     """
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.images.fit import load_image_recipe, train_image
+    from ebmtraj.images.model import ImageModel
     from ebmtraj.images.registry import ENERGIES, MODELS
 
     if objective is not None and objective not in ENERGIES:
@@ -69,4 +70,8 @@ def image(
     given = {"model": model or objective, "conditional": conditional, "data": data}
     budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
     trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}")
-    budget.tell(trained, ("model", "conditional"), f"ebmtraj sample {shlex.quote(str(run))} -n 100 --out samples.png")
+    samples = MODELS[trained[1].model].sample is not ImageModel.sample
+    following = (
+        f"sample {shlex.quote(str(run))} -n 100 --out samples.png" if samples else f"calibrate {shlex.quote(str(run))}"
+    )
+    budget.tell(trained, ("model", "conditional"), f"ebmtraj {following}")
