@@ -71,7 +71,5 @@ def image(
     budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
     trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}")
     samples = MODELS[trained[1].model].sample is not ImageModel.sample
-    following = (
-        f"sample {shlex.quote(str(run))} -n 100 --out samples.png" if samples else f"calibrate {shlex.quote(str(run))}"
-    )
-    budget.tell(trained, ("model", "conditional"), f"ebmtraj {following}")
+    following = "sample {} -n 100 --out samples.png" if samples else "calibrate {}"
+    budget.tell(trained, ("model", "conditional"), "ebmtraj " + following.format(shlex.quote(str(run))))
