@@ -54,6 +54,7 @@ def image(
     """
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.images.fit import load_image_recipe, train_image
+    from ebmtraj.images.model import ImageModel
     from ebmtraj.images.registry import ENERGIES, MODELS, OF_FACTORS
 
     if objective is not None and objective not in ENERGIES:
@@ -79,4 +80,6 @@ def image(
     given = {"model": model or objective, "conditional": conditional, "condition": condition, "data": data}
     budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
     trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}")
-    budget.tell(trained, ("model", "conditional"), f"ebmtraj sample {shlex.quote(str(run))} -n 100 --out samples.png")
+    samples = MODELS[trained[1].model].sample is not ImageModel.sample
+    following = "sample {} -n 100 --out samples.png" if samples else "calibrate {}"
+    budget.tell(trained, ("model", "conditional"), "ebmtraj " + following.format(shlex.quote(str(run))))
