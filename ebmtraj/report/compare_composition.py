@@ -152,7 +152,7 @@ def composition_results(jobs: Sequence[CompositionJob], *, command: str = "") ->
             "command": command,
             "split": c.split,
             "samples": c.samples,
-            "seeds": list(c.seeds),
+            "seeds": [job.seed for job in jobs],
             "data": {name: open_images(name).content_hash for name in ("sprites", "sprites-seen")},
             "judge": judged,
             "weights": {"factors": jobs[0].recipes()["scale"][1].network["guidance"], "not": NOT_WEIGHT},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +115,7 @@ def plane_picture(panels: list[tuple[str, Composed, Tensor]], path: Path) -> Pat
             extent = (-BOUND, BOUND, -BOUND, BOUND)
             axis.imshow(table.numpy(), origin="lower", extent=extent, vmin=0, vmax=float(both[0].max()), cmap="magma")
             axis.set(xticks=[], yticks=[])
-            axis.set_title(f"{title}\n{says}" if says == "integral" else says, fontsize=8)
+            axis.set_title(textwrap.fill(title, 26) if says == "integral" else says, fontsize=8)
     return save(figure, path)
 
 
