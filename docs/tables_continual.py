@@ -96,6 +96,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "continual-sprites": ("continual_sprites", partial(scenario_table, name="continual_sprites", scenario="class")),
     "continual-grid": ("continual_search", partial(grid_table, name="continual_search")),
     "continual-grid-gates": ("continual_search_gates", partial(grid_table, name="continual_search_gates")),
+    "continual-grid-steps": ("continual_search_steps", partial(grid_table, name="continual_search_steps")),
     "continual-grid-sprites": ("continual_sprites_search", partial(grid_table, name="continual_sprites_search")),
     "continual-heads": ("continual_search", heads_table),
     "continual-robot": ("continual_robot", robot_table),
