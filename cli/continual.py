@@ -49,7 +49,8 @@ def continual_command(
     from ebmtraj.continual.tasks import even_plan, parse_plan
     from ebmtraj.datasets.images import open_images
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.report.continual import Trial, choose_learners, choose_scenarios, prepare, read_kept, results, run_jobs
+    from ebmtraj.report.continual import Trial, choose_learners, choose_scenarios, prepare, read_kept, run_jobs
+    from ebmtraj.report.continual_results import results
     from ebmtraj.report.continual_table import heat_maps, rich_continual
     from ebmtraj.runs import write_json
 
@@ -135,9 +136,9 @@ def continual_robot_command(
     Example: ebmtraj continual-robot --seeds 1 --learners mixture,fine-tune
     """
     from ebmtraj.errors import EbmtrajError
+    from ebmtraj.report.continual_behaviours import RobotTrial
     from ebmtraj.report.continual_robot import (
         AXES,
-        RobotTrial,
         choose_behaviour_learners,
         collect_behaviours,
         prepare_robot,

@@ -23,9 +23,10 @@ def scenario_table(results: dict[str, Any], name: str, scenario: str) -> str:
         return table
     images, seeds = protocol["images"], protocol["seeds"]
     minutes = protocol["core_seconds"] / 60
+    over = f"Means over {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}) ± standard deviation"
+    over = over if len(seeds) > 1 else f"Seed {seeds[0]}"
     return (
-        f"{table}\nMeans over {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}) ± standard deviation; the best of those that "
-        f"see no image again in bold. {protocol['data']}: {images['train']:,} training and {images[protocol['split']]:,} "
+        f"{table}\n{over}; the best of those that see no image again in bold. {protocol['data']}: {images['train']:,} training and {images[protocol['split']]:,} "
         f"{protocol['split']} images, {len(protocol['plan'])} tasks of {len(protocol['plan'][0])} classes. {minutes:.0f} "
         f"core-minutes in all, {minutes / 4:.1f} minutes on four free cores ({_machine(protocol)}); made by "
         f"`{protocol['command']}`, every number in [docs/results/{name}.json](/docs/results/{name}.json).\n"
@@ -96,6 +97,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "continual-sprites": ("continual_sprites", partial(scenario_table, name="continual_sprites", scenario="class")),
     "continual-grid": ("continual_search", partial(grid_table, name="continual_search")),
     "continual-grid-gates": ("continual_search_gates", partial(grid_table, name="continual_search_gates")),
+    "continual-grid-steps": ("continual_search_steps", partial(grid_table, name="continual_search_steps")),
     "continual-grid-sprites": ("continual_sprites_search", partial(grid_table, name="continual_sprites_search")),
     "continual-heads": ("continual_search", heads_table),
     "continual-robot": ("continual_robot", robot_table),

@@ -30,7 +30,7 @@ from ebmtraj.datasets.images import ImageStore, open_images
 from ebmtraj.datasets.shapes import shapes
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.nets.mlp import MLP
-from ebmtraj.report.continual_robot import LEARNERS as BEHAVIOURS
+from ebmtraj.report.continual_behaviours import LEARNERS as BEHAVIOURS
 from ebmtraj.report.continual_robot import score_forgetting
 
 SIZE, PLAN = 6, ((0, 1), (2, 3), (4,))

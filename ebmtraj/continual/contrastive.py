@@ -24,11 +24,15 @@ class GatedNet(nn.Module):
     def __init__(self, inputs: int, classes: int, spread: float, layers: int, generator: torch.Generator) -> None:
         """Gates start at N(1, spread^2); with `layers` 1, only the first layer has any."""
         super().__init__()
-        self.entry, self.middle, self.exit = nn.Linear(inputs, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        device = generator.device
+        self.entry = nn.Linear(inputs, WIDTH, device=device)
+        self.middle, self.exit = nn.Linear(WIDTH, WIDTH, device=device), nn.Linear(WIDTH, 1, device=device)
         for layer in (self.entry, self.middle, self.exit):
             for p in layer.parameters():
                 nn.init.uniform_(p, -(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator)
-        self.gates = nn.Parameter(torch.empty(layers, classes, WIDTH).normal_(1.0, spread, generator=generator))
+        self.gates = nn.Parameter(
+            torch.empty(layers, classes, WIDTH, device=device).normal_(1.0, spread, generator=generator)
+        )
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """Outputs for images and their classes."""

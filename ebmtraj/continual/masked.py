@@ -32,8 +32,10 @@ class MaskedNet(nn.Module):
     ) -> None:
         """Weights, `gain` times the usual size, and masks are drawn from `generator`."""
         super().__init__()
-        self.entry, self.middle = nn.Linear(inputs, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.exit = nn.Linear(WIDTH, outputs, bias=False)  # a bias would be shared by all classes
+        device = generator.device
+        self.entry = nn.Linear(inputs, WIDTH, device=device)
+        self.middle = nn.Linear(WIDTH, WIDTH, device=device)
+        self.exit = nn.Linear(WIDTH, outputs, bias=False, device=device)  # a bias would be shared by all classes
         for layer, fan in ((self.entry, inputs), (self.middle, keep * WIDTH), (self.exit, keep * WIDTH)):
             bound = gain * fan**-0.5
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
@@ -41,7 +43,7 @@ class MaskedNet(nn.Module):
                 nn.init.zeros_(layer.bias)
         size = max(1, round(keep * WIDTH))
         for name in ("mask1", "mask2"):
-            order = torch.rand((classes, WIDTH), generator=generator, device=generator.device).argsort(1)
+            order = torch.rand((classes, WIDTH), generator=generator, device=device).argsort(1)
             self.register_buffer(name, (order < size).float())
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:

@@ -20,13 +20,12 @@ from ebmtraj.continual.contrastive import GatedEBM, LabelContrast, MaskedContras
 from ebmtraj.continual.gaussians import ClassGaussian, NearestMean, TiltedGaussian
 from ebmtraj.continual.learner import Learner
 from ebmtraj.continual.masked import MaskedEBM, SeparateNets
+from ebmtraj.continual.replay import Joint, Replay
 from ebmtraj.continual.softmax import (
     EWC,
     FineTune,
-    Joint,
     LearningWithoutForgetting,
     OnlineEWC,
-    Replay,
     SynapticIntelligence,
 )
 from ebmtraj.continual.tasks import Problem

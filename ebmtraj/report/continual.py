@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ebmtraj import config as recipes
 from ebmtraj.continual.grids import GRIDS, choices
 from ebmtraj.continual.measures import average_accuracy, energy_offsets, forgetting, forward_transfer
-from ebmtraj.continual.registry import LEARNERS, entry_of, settings_of, title_of
+from ebmtraj.continual.registry import LEARNERS, entry_of, settings_of
 from ebmtraj.continual.run import Course, take_course
-from ebmtraj.continual.tasks import SAYS, SCENARIOS, Scenario, Stream, make_stream
+from ebmtraj.continual.tasks import SCENARIOS, Scenario, Stream, make_stream
 from ebmtraj.datasets.images import ImageStore, open_images
 from ebmtraj.device import no_denormals, use_threads
 from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.evaluation.calibration import calibration_error, fit_temperature
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.jobs import OUTCOME, finite, open_folder, same
-from ebmtraj.runs import cores, machine, read_json, versions, write_json
+from ebmtraj.runs import cores, read_json, write_json
 
 Changes = Mapping[str, Mapping[str, Any]]  # settings by learner, or by learner and scenario
 
@@ -142,7 +141,7 @@ def jobs_of(trial: Trial) -> list[Job]:
                     grid = {k: v for k, v in GRIDS[name].items() if k != "heads" or group[0] == "class"}
                     points = choices({k: v for k, v in grid.items() if k not in own})
                 for number, point in enumerate(points):
-                    settings = recipes.to_plain(_plain(settings_of(name, {**own, **point})))
+                    settings = recipes.to_plain(dataclasses.asdict(settings_of(name, {**own, **point})))
                     jobs.append(Job(name, seed, trial, group, settings, f"point-{number}" if trial.tune else ""))
     return jobs
 
@@ -151,13 +150,6 @@ def _known(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Of settings that are meant for all learners, those that this one has."""
     has = vars(settings_of(name))
     return {key: value for key, value in changes.items() if key in has}
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    import dataclasses
-
-    found: dict[str, Any] = dataclasses.asdict(config)
-    return found
 
 
 def prepare(trial: Trial, store: ImageStore, *, resume: bool = False, overwrite: bool = False) -> list[Job]:
@@ -235,109 +227,3 @@ def facts(course: Course, stream: Stream) -> dict[str, Any]:
     if course.energies is not None and course.scenario == "class":
         said["energies"] = energy_offsets(course.energies.numpy(), course.y.numpy())
     return said
-
-
-def results(jobs: Sequence[Job], store: ImageStore, *, command: str = "", seconds: float | None = None) -> dict[str, Any]:
-    """The object of a trial whose jobs are all done; raises `EbmtrajError` where one is not."""
-    trial = jobs[0].trial
-    done = [(job, job.outcome()) for job in jobs]
-    for job, outcome in done:
-        if outcome is None:
-            raise EbmtrajError(f"{job.path} is not done; run the same command again with --resume")
-    info = store.info()
-    output: dict[str, Any] = {
-        "protocol": {
-            "command": command,
-            "data": trial.data,
-            "content_hash": store.content_hash,
-            "images": info["splits"],
-            "shape": info["shape"],
-            "classes": list(store.classes),
-            "plan": [list(task) for task in trial.plan],
-            "scenarios": {each: SAYS[each] for each in trial.scenarios},
-            "split": trial.split,
-            "seeds": list(trial.seeds),
-            "wall_seconds": seconds,
-            "core_seconds": round(sum(_core(outcome) for _, outcome in done), 1),
-            "machine": machine(),
-            "versions": versions(),
-        },
-    }
-    if trial.tune:
-        return output | _search(done)
-    settings = {f"{job.name}/{each}": job.asked()["settings"] for job, _ in done for each in job.scenarios}
-    output["rows"] = [
-        row_of(name, each, [(job, outcome) for job, outcome in done if job.name == name and each in job.scenarios])
-        for each in trial.scenarios
-        for name in trial.learners
-    ]
-    output["settings"] = settings
-    return output
-
-
-def _core(outcome: Mapping[str, Any] | None) -> float:
-    """Core-seconds of a job: a course that was learnt once for several scenarios counts once."""
-    courses = list((outcome or {}).get("courses", {}).values())
-    return sum((*{each["seconds"] for each in courses}, *{each["test_seconds"] for each in courses}))
-
-
-def row_of(name: str, scenario: Scenario, done: Sequence[tuple[Job, Any]]) -> dict[str, Any]:
-    """A row of the table: means and spreads over the seeds."""
-    courses = [(job.seed, outcome["courses"][scenario]) for job, outcome in done if outcome["diverged"] is None]
-    learner = entry_of(name).learner
-    row: dict[str, Any] = {
-        "learner": name,
-        "title": title_of(name),
-        "scenario": scenario,
-        "replay": learner.replay,
-        "seeds": len(courses),
-        "diverged": len(done) - len(courses),
-    }
-    if not courses:
-        return {**row, "accuracy_mean": None, "accuracy_std": None, "forgetting": None, "seconds": None}
-
-    def over(get: Callable[[Mapping[str, Any]], Any]) -> Any:
-        values = [get(course) for _, course in courses]
-        return None if any(value is None for value in values) else np.asarray(values, np.float64)
-
-    accuracy = 100 * over(lambda c: c["accuracy"])
-    forward, ece = over(lambda c: c["forward_transfer"]), over(lambda c: c.get("ece"))
-    offset = over(lambda c: c.get("energies", {}).get("offset"))
-    return {
-        **row,
-        "accuracy_mean": round(float(accuracy.mean()), 3),
-        "accuracy_std": round(float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0, 3),
-        "accuracies": {str(seed): round(100 * course["accuracy"], 3) for seed, course in courses},
-        "forgetting": round(100 * float(over(lambda c: c["forgetting"]).mean()), 3),
-        "forward_transfer": None if forward is None or scenario == "class" else round(100 * float(forward.mean()), 3),
-        "ece": None if ece is None else round(float(ece.mean()), 5),
-        "energy_offset": None if offset is None else round(float(offset.mean()), 5),
-        "seconds": round(float(over(lambda c: c["seconds"]).mean()), 2),
-        "test_seconds": round(float(over(lambda c: c["test_seconds"]).mean()), 2),
-        "memory": int(courses[0][1]["memory"]),
-        "matrix": np.round(100 * over(lambda c: c["matrix"]).mean(0), 2).tolist(),
-    }
-
-
-def _search(done: Sequence[tuple[Job, Any]]) -> dict[str, Any]:
-    """Every point that was tried, and of each learner and scenario the one of the best mean accuracy."""
-    points: dict[str, dict[str, Any]] = {}
-    for job, outcome in done:
-        scenario = job.scenarios[0]
-        tried = {key: job.settings[key] for key in GRIDS[job.name] if key in job.settings}
-        key = json.dumps([job.name, scenario, tried])
-        point = points.setdefault(key, {"learner": job.name, "scenario": scenario, "settings": tried, "accuracies": []})
-        point["accuracies"].append(None if outcome["diverged"] else round(100 * outcome["courses"][scenario]["accuracy"], 3))
-    for point in points.values():
-        values = point["accuracies"]
-        point["accuracy_mean"] = None if None in values else round(float(np.mean(values)), 3)
-    kept: dict[str, dict[str, Any]] = {}
-    for point in points.values():
-        best = kept.setdefault(point["learner"], {}).get(point["scenario"])
-        if point["accuracy_mean"] is not None and (best is None or point["accuracy_mean"] > best["accuracy_mean"]):
-            kept[point["learner"]][point["scenario"]] = point
-    return {
-        "kept": {name: {each: point["settings"] for each, point in found.items()} for name, found in kept.items()},
-        "grids": {name: {key: list(values) for key, values in GRIDS[name].items()} for name in kept},
-        "points": list(points.values()),
-    }
