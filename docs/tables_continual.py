@@ -26,8 +26,8 @@ def scenario_table(results: dict[str, Any], name: str, scenario: str) -> str:
     over = f"Means over {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}) ± standard deviation"
     over = over if len(seeds) > 1 else f"Seed {seeds[0]}"
     return (
-        f"{table}\n{over}; the best of those that see no image again in bold. {protocol['data']}: "
-        f"{images['train']:,} training and {images[protocol['split']]:,} "
+        f"{table}\n{over}; the best of those that see no image again in bold. "
+        f"{protocol['data']}: {images['train']:,} training and {images[protocol['split']]:,} "
         f"{protocol['split']} images, {len(protocol['plan'])} tasks of {len(protocol['plan'][0])} classes. {minutes:.0f} "
         f"core-minutes in all, {minutes / 4:.1f} minutes on four free cores ({_machine(protocol)}); made by "
         f"`{protocol['command']}`, every number in [docs/results/{name}.json](/docs/results/{name}.json).\n"
