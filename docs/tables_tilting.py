@@ -73,7 +73,8 @@ def _table(results: dict[str, Any], models: Sequence[str], columns: Sequence[Col
     for model in (name for name in models if name in summary):
         for tilt, said in summary[model].items():
             cells = " | ".join(_cell(said.get(key), shown) for key, _, shown in columns)
-            lines.append(f"| {titles[model]}{TILTS[tilt]} | {cells} |")
+            lost = f" ({said['diverged']} of {seeds} diverged)" if said["diverged"] else ""
+            lines.append(f"| {titles[model]}{TILTS[tilt]}{lost} | {cells} |")
         if model in floor:
             lines.append(f"| the data itself | {_floor(floor[model], columns)} |")
     if "images" in floor and models is IMAGES:
