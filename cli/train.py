@@ -34,7 +34,7 @@ def transition(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="energy, or a baseline: fc, gaussian, ensemble, mdn, edm, flow, field, gru.")
+        str | None, typer.Option(help="energy, or a baseline: fc, gaussian, ensemble, mdn, edm, flow, field, gru, ratio.")
     ] = None,
     actions: Annotated[
         bool | None, typer.Option("--actions/--no-actions", help="Learn E(s, a, s') instead of E(s, s').")
