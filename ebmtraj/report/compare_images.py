@@ -135,9 +135,9 @@ class ImageJob:
         return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=self.seed))
 
     def asked(self) -> dict[str, Any]:
-        """Settings that decide its outcome, in plain values."""
+        """Settings that decide its outcome, in plain values; no row has a condition, as older comparisons did not say."""
         plain: dict[str, Any] = recipes.to_plain(dataclasses.asdict(self.recipe()))
-        return {key: value for key, value in plain.items() if key not in ("data", "content_hash")}
+        return {key: value for key, value in plain.items() if key not in ("data", "content_hash", "condition")}
 
     def outcome(self) -> dict[str, Any] | None:
         """What it came to, or None where it is not done."""
