@@ -56,7 +56,7 @@ IMAGES: Mapping[str, ImageRow] = {
 JEM: Mapping[str, ImageRow] = {
     "jem": ImageRow("jem", "joint energy, score matching", conditional=True, attacked=0),
     "jem-factored": ImageRow(
-        "jem", "joint energy, p(x) and p(y|x) apart", conditional=True, set=("network.factored=true",), attacked=0
+        "jem", "joint energy, p(x) and p(y given x) apart", conditional=True, set=("network.factored=true",), attacked=0
     ),
     "jem-robust": ImageRow(
         "jem",
