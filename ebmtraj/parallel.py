@@ -210,14 +210,30 @@ class _Worker:
 def _serve(pipe: Connection[Any, Any]) -> None:
     """A worker's life: leave Ctrl-C to the parent, and end when the parent is gone, also in the middle of a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an end that frees what libraries hold (locks of codecs)
+    ended = threading.Event()
+
+    def end(*_: Any) -> None:
+        ended.set()
+        sys.exit(1)  # which frees what libraries hold (locks of codecs)
+
+    signal.signal(signal.SIGTERM, end)
     if hasattr(os, "setsid"):
         os.setsid()
     os.dup2(2, 1)  # stdout is the parent's alone: what a policy prints must not stand among --json
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    while True:
+    try:
+        _answer(pipe, ended)
+    except Exception:
+        if not ended.is_set():
+            raise
+        sys.exit(1)  # a library that was being imported made another error of it: nothing to report
+
+
+def _answer(pipe: Connection[Any, Any], ended: threading.Event) -> None:
+    """Calls that come in, one after the other."""
+    while not ended.is_set():
         try:
             function, item = pipe.recv()
         except EOFError:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import call
 
 from ebmtraj.report.compare_composition import PLANE, TITLES
 from ebmtraj.report.compare_composition_table import SECTIONS, markdown_composition, table_of
-from tests.commands import call
 
 
 def test_tables_say_what_the_file_holds() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import call
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -25,7 +26,6 @@ from ebmtraj.evaluation.sprite_judge import SpriteJudge, Validity, random_factor
 from ebmtraj.images.compose import load_concepts, value_number
 from ebmtraj.images.fit import load_image_recipe, train_image
 from ebmtraj.images.registry import load_image_model
-from tests.commands import call
 
 SMALL = [
     *("training.steps=6", "training.batch=8", "training.check_every=3", "network.width=8", "network.evidence_width=8"),

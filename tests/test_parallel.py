@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -145,3 +146,29 @@ def test_requests_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EbmtrajError, match=r"install it: pip install 'ebmtraj\[ray\]'"):
         open_pool(2, "ray")
+
+
+class Ends:
+    """Asked to end while it is unpickled, as a worker while it imports a library that makes another error of it."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return end_while_imported, ()
+
+
+def end_while_imported() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    except SystemExit as ended:
+        raise ImportError("initialization failed") from ended
+
+
+def test_a_worker_that_is_asked_to_end_while_it_imports_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    worker = spawn.Process(target=parallel._serve, args=(theirs,))
+    worker.start()
+    ours.send((refuse, Ends()))
+    worker.join(30)
+    assert worker.exitcode == 1
+    assert capfd.readouterr().err == ""
