@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ebmtraj.cli.common import Json, Overwrite, Resume, Set, print_json, say, stderr
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_trainings
 from ebmtraj.cli.watching import command_line, watched
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def images(
     done_only: DoneOnly = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Train generators of images and measure samples, memory, foreign images and restoration side by side.
@@ -57,7 +59,7 @@ def images(
     Example: ebmtraj compare images --data digits --models energy,vae,gmm --seeds 1
     """
     given = {"data": data, "models": models, "seeds": seeds, "seed": seed, "split": split, "samples": samples}
-    _compare("images", given, stability, set_, out, runs, pictures, workers, done_only, resume, overwrite, json_)
+    _compare("images", given, stability, set_, out, runs, pictures, workers, done_only, resume, overwrite, dry_run, json_)
 
 
 def jem(
@@ -77,6 +79,7 @@ def jem(
     done_only: DoneOnly = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Train classifiers that are energies, and plain ones, and measure accuracy, calibration, foreign images and attacks.
@@ -94,7 +97,7 @@ def jem(
         "samples": samples,
         "attacked": attacked,
     }
-    _compare("jem", given, stability, set_, out, runs, pictures, workers, done_only, resume, overwrite, json_)
+    _compare("jem", given, stability, set_, out, runs, pictures, workers, done_only, resume, overwrite, dry_run, json_)
 
 
 def _compare(
@@ -109,6 +112,7 @@ def _compare(
     done_only: bool,
     resume: bool,
     overwrite: bool,
+    dry_run: bool,
     json_: bool,
 ) -> None:
     from ebmtraj.config import parse_overrides
@@ -146,6 +150,17 @@ def _compare(
         stability=stability,
         changes=changes,
     )
+    if dry_run:
+        from ebmtraj.images.fit import IMAGE
+        from ebmtraj.report.estimate import Piece
+
+        def pieces(tried: ImageComparison) -> list[Piece]:
+            jobs = prepare_images(tried, store)
+            first = {job.name: job for job in reversed(jobs)}
+            return [Piece(job.label, IMAGE, job.recipe(), sum(j.name == name for j in jobs)) for name, job in first.items()]
+
+        refuse_resume(resume)
+        tell_trainings(comparison, pieces, out, workers, json_)
     jobs = prepare_images(comparison, store, resume=resume, overwrite=overwrite)
     done = sum(not missing(job) for job in jobs)
     say(f"{len(jobs)} trainings of {len(comparison.rows)} rows" + (f", {done} of them done" if done else ""))

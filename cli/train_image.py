@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ebmtraj.cli import complete
 from ebmtraj.cli.common import Device, Json, Overwrite, Resume, Set
+from ebmtraj.cli.dry import DryRun
 from ebmtraj.cli.train import Budget, Recipe, RunDirectory, TrainingSeed, _train
 
 ImagesOf = Annotated[
@@ -24,10 +26,17 @@ def image(
     data: ImagesOf = "digits",
     objective: Annotated[
         str | None,
-        typer.Option(help="Of the energy: dsm (score matching at all noise levels, the default) or pcd (the papers')."),
+        typer.Option(
+            help="Of the energy: dsm (score matching at all noise levels, the default) or pcd (the papers').",
+            autocompletion=complete.among(*complete.IMAGE_OBJECTIVES),
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="energy, or a baseline: field, vae, gaussian, class-gaussian, gmm, svm.")
+        str | None,
+        typer.Option(
+            help="energy, or a baseline: field, vae, gaussian, class-gaussian, gmm, svm.",
+            autocompletion=complete.among(*complete.IMAGE_MODELS),
+        ),
     ] = None,
     conditional: Annotated[
         bool | None, typer.Option("--conditional/--unconditional", help="Learn p(x | class) instead of p(x).")
@@ -43,6 +52,7 @@ def image(
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn an energy of images (or a baseline).
@@ -53,7 +63,7 @@ def image(
     Example: ebmtraj train image --data digits --run runs/digits --conditional
     """
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.images.fit import load_image_recipe, train_image
+    from ebmtraj.images.fit import IMAGE, load_image_recipe, train_image
     from ebmtraj.images.model import ImageModel
     from ebmtraj.images.registry import ENERGIES, MODELS, OF_FACTORS
 
@@ -78,8 +88,8 @@ def image(
 
         data = open_images(data, root).path
     given = {"model": model or objective, "conditional": conditional, "condition": condition, "data": data}
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
-    trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}")
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
+    trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}", IMAGE)
     samples = MODELS[trained[1].model].sample is not ImageModel.sample
     following = "sample {} -n 100 --out samples.png" if samples else "calibrate {}"
     budget.tell(trained, ("model", "conditional"), "ebmtraj " + following.format(shlex.quote(str(run))))

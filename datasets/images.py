@@ -20,8 +20,18 @@ import zarr
 from numpy.typing import NDArray
 
 from ebmtraj.datasets.blocks import SPLITS, Floats, Indices
-from ebmtraj.datasets.zarr_files import format_of, member_array, occupied, open_group, plain, reason_of
+from ebmtraj.datasets.bounds import refuse_array, stored_bytes
+from ebmtraj.datasets.zarr_files import (
+    format_of,
+    member_array,
+    occupied,
+    open_group,
+    plain,
+    reason_of,
+    seal_holds,
+)
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.seal import of_arrays
 
 FORMAT, SCHEMA = "ebmtraj-images", 1
 ARRAYS = ("pixels", "split", "label", "factors")  # the last two where the source has them
@@ -55,12 +65,16 @@ class ImageStore:
             self.levels: int = attributes["levels"]
             self.content_hash: str = attributes["content_hash"]
             self.shape: tuple[int, int, int] = tuple(attributes["shape"])  # (C, H, W)
+            self._seals: dict[str, str] = (attributes.get("seal") or {}).get("arrays", {})  # sha256 of each array
         except (KeyError, TypeError) as error:
             raise EbmtrajError(f"image store {path}: attributes are damaged ({reason_of(error)}); make it again") from None
 
     @classmethod
-    def open(cls, path: str | Path) -> ImageStore:
-        """Open a store for reading; raises `EbmtrajError` where there is none, or it is not an image store of ours."""
+    def open(cls, path: str | Path, *, believe: bool = False) -> ImageStore:
+        """Open a store for reading; with `believe`, although its attributes are not what their seal says.
+
+        Raises `EbmtrajError` where there is none, it is not an image store of ours, or its attributes are damaged.
+        """
         text = str(Path(plain(path)).expanduser())
         group = open_group(text, "r")
         if group is None:
@@ -73,6 +87,13 @@ class ImageStore:
             raise EbmtrajError(
                 f"image store {text} has schema {attributes.get('schema')}, this ebmtraj reads {SCHEMA}; make it again"
             )
+        if not seal_holds(attributes):
+            if not believe:
+                raise EbmtrajError(
+                    f"image store {text}: attributes are damaged or were edited: zarr.json is not what its seal says; "
+                    "restore it, or make the store again"
+                )
+            attributes["seal"] = None
         return cls(text, group, attributes)
 
     def read(self, split: str) -> Images:
@@ -96,17 +117,24 @@ class ImageStore:
     def array(self, name: str) -> NDArray[Any]:
         """All of one array; raises `EbmtrajError` where it is missing or damaged."""
         array = member_array(self._group, self.path, name)
+        refuse_array(f"image store {self.path}: array {name}", array, stored_bytes(Path(self.path), self.path))
         try:
             if array.nchunks_initialized < array.nchunks:  # zarr would read zeros
                 missing = f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks"
                 raise EbmtrajError(f"image store {self.path}: {missing} of array {name} are missing; make it again")
-            return np.asarray(array[:])
+            values = np.asarray(array[:])
         except EbmtrajError:
             raise
         except Exception as error:  # a damaged chunk may fail in zarr, a codec or the file system
             raise EbmtrajError(
                 f"image store {self.path}: array {name} can't be read ({reason_of(error)}); it is damaged: make it again"
             ) from None
+        if self._seals.get(name, digest := of_arrays([(name, values)])) != digest:
+            raise EbmtrajError(
+                f"image store {self.path}: array {name} is not the one that was written: {name}/c or {name}/zarr.json is "
+                "damaged or of another store; restore it, or make the store again"
+            )
+        return values
 
     def labelled_by(self, names: Sequence[str]) -> ImageStore:
         """The same images with factors of theirs for labels: a class for each combination of the values that occur.
@@ -118,8 +146,8 @@ class ImageStore:
 
     def info(self) -> dict[str, Any]:
         """A summary in plain JSON values."""
-        split = self.array("split")
-        labels = self.array("label") if self.classes else None
+        held = {name: self.array(name) for name in array_names(self.attributes)}  # all: what is said is of these very images
+        split, labels = held["split"], held.get("label")
         return {
             "path": self.path,
             "source": self.name,
@@ -136,6 +164,9 @@ class ImageStore:
     def verify(self) -> dict[str, Any]:
         """Recompute the content hash: `ok`, `content_hash` (None where something is wrong) and `bad_blocks`."""
         bad: list[dict[str, Any]] = []
+        if self.attributes.get("seal", {}) is None:
+            reason = "zarr.json is not what its seal says: damaged or edited"
+            bad.append({"block": None, "images": None, "array": "attributes", "reason": reason})
         arrays: dict[str, NDArray[Any]] = {}
         for name in array_names(self.attributes):
             try:

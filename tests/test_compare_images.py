@@ -15,7 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from ebmtraj.datasets.images import ImageStore, open_images
 from ebmtraj.evaluation.image_features import Judge, JudgeConfig, train_judge
+from ebmtraj.images.data import ImageData
 from ebmtraj.images.model import ImageModel
+from ebmtraj.images.registry import make_image_model
 from ebmtraj.report import compare_images_run, measure_images
 from ebmtraj.report.compare_images import ROWS, ImageComparison, ImageJob
 from ebmtraj.report.compare_images_table import SECTIONS, markdown_images
@@ -136,6 +138,24 @@ def fault(capfd: pytest.CaptureFixture[str], *words: object) -> str:
     code, _, err = call(capfd, *words)
     assert code == 2
     return err.strip().splitlines()[-1]
+
+
+def test_composed_class_energies_sample_what_they_say(
+    digits: ImageStore, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_images, "COMPOSED", 80)
+    monkeypatch.setattr(measure_images, "CORRECTORS", 0)
+    settings = {"base": "gaussian", "components": 1}  # Gaussians of each class, whose tilt has not learnt anything yet
+    model = make_image_model("dsm", digits.shape, digits.classes, conditional=True, network=settings, seed=0)
+    assert measure_images.composition(Subject(Copier(digits.read("train").pixels, None), digits, judge)) == {}
+    field = make_image_model("field", digits.shape, digits.classes, conditional=True, network={}, seed=0)
+    assert measure_images.composition(Subject(field, digits, judge)) == {}
+    model.prepare(ImageData.load(digits, "train", torch.device("cpu")))
+    found = measure_images.composition(Subject(model.eval(), digits, judge))
+    assert found["either"] > 0.9
+    assert 0.3 < found["either_first"] < 0.7
+    assert found["without_first"] <= 0.05
+    assert found["without_rarest"] > 0.02
 
 
 @pytest.mark.usefixtures("quick_judge")

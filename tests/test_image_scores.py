@@ -121,7 +121,7 @@ def test_a_judge_is_the_same_again_kept_and_scaled(digits: ImageStore, tmp_path:
     data = bytearray(file.read_bytes())
     data[-1] ^= 64
     file.write_bytes(data)
-    with pytest.raises(EbmtrajError, match="not those that its header names"):
+    with pytest.raises(EbmtrajError, match="is damaged: its content is not what its sha256 says"):
         judge_of(digits, QUICK, folder=tmp_path)
 
 

@@ -18,8 +18,9 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.data import ImageData
 from ebmtraj.images.model import ImageModel
 from ebmtraj.images.registry import image_model_class, make_image_model
+from ebmtraj.locks import only_writer
 from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
-from ebmtraj.training.checkpoint import load_tensors, save_tensors
+from ebmtraj.training.checkpoint import load_tensors, recipe_seal, save_tensors
 from ebmtraj.training.loop import Progress, Result
 from ebmtraj.training.run import CHECKPOINT, Kind, same_recipe, train_run
 from ebmtraj.training.settings import TrainingConfig
@@ -81,6 +82,11 @@ def fit_closed(
     recipe: ImageRecipe, path: Path, *, device: str = "auto", resume: bool = False, overwrite: bool = False
 ) -> tuple[Result, ImageRecipe]:
     """As `train_image`, for a model that is fitted in closed form."""
+    with only_writer(path, "run"):
+        return _fit_closed(recipe, path, device, resume, overwrite)
+
+
+def _fit_closed(recipe: ImageRecipe, path: Path, device: str, resume: bool, overwrite: bool) -> tuple[Result, ImageRecipe]:
     where = choose_device(device)
     use_threads(recipe.training.threads)
     store = _open(recipe)
@@ -100,7 +106,7 @@ def fit_closed(
     with torch.no_grad():
         validation = model.validation(held_out)
     facts = {"steps": 0, "validation": validation, "seconds": seconds}
-    save_tensors(path / CHECKPOINT, model.eval().state_dict(), {**model.header(), **facts})
+    save_tensors(path / CHECKPOINT, model.eval().state_dict(), {**model.header(), **facts, **recipe_seal(path)})
     return Result(0, seconds, validation, 0), recipe
 
 

@@ -35,13 +35,13 @@ class JointConfig:
 
     network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
     width: int = 512  # units of a layer of mlp
-    depth: int = 2  # its hidden layers
+    depth: int = 3  # its hidden layers
     channels: int = 64  # of a convolutional network's first layer
     base: Literal["unit", "gaussian", "mixture", "classes"] = "mixture"  # what is tilted; classes: Gaussians of each class
     components: int = 10  # of a mixture, or of each class
     floor: float = 0.05  # added to the variances of a fitted base
-    level: float = 0.3  # the noise level at which classes and densities are read
-    classification: float = 0.1  # weight of the cross-entropy, beside the score matching of E(x)
+    level: float = 0.2  # the noise level at which classes and densities are read
+    classification: float = 0.3  # weight of the cross-entropy, beside the score matching of E(x)
     conditional: float = 1.0  # weight of score matching of E(x, y), of the images whose label is known
     adversary: float = 0.0  # L-inf distance in pixels within which labels are also to be told in the worst case; 0: off
     adversary_weight: float = 0.5  # of that cross-entropy
@@ -152,7 +152,7 @@ class JointModel(Classifier):
     Config = JointConfig
     config: JointConfig
     net: JointEnergy
-    training_defaults: ClassVar[dict[str, Any]] = {"steps": 6000, "batch": 128, "check_every": 250}
+    training_defaults: ClassVar[dict[str, Any]] = {"steps": 2000, "batch": 128, "learning_rate": 2e-3, "check_every": 100}
 
     def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: JointConfig) -> None:
         super().__init__(shape, classes, conditional=conditional, config=config)

@@ -23,7 +23,7 @@ from ebmtraj.images.model import ImageModel
 from ebmtraj.images.noise_conditional import NoiseConditionalModel
 from ebmtraj.images.pair import PairModel
 from ebmtraj.images.pcd import PCDModel
-from ebmtraj.training.checkpoint import load_tensors, load_weights
+from ebmtraj.training.checkpoint import bounded, load_tensors, load_weights
 from ebmtraj.training.run import read_run
 
 MODELS: dict[str, type[ImageModel]] = {
@@ -97,13 +97,14 @@ def load_image_model(
         shape, classes = [int(size) for size in header["shape"]], [str(each) for each in header["classes"]]
     except (KeyError, TypeError, ValueError) as error:
         raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
-    model = make_image_model(
-        name,
-        shape,
-        classes,
-        conditional=conditional,
-        network=merge(to_plain(trained), network or {}),
-        source=f"checkpoint {path}: network",
-    )
+    with bounded(tensors, path):
+        model = make_image_model(
+            name,
+            shape,
+            classes,
+            conditional=conditional,
+            network=merge(to_plain(trained), network or {}),
+            source=f"checkpoint {path}: network",
+        )
     load_weights(model, tensors, path)
     return model.to(device).eval(), header

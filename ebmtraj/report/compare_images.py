@@ -54,7 +54,7 @@ IMAGES: Mapping[str, ImageRow] = {
     "gaussian-class": ImageRow("class-gaussian", "ten class Gaussians", conditional=True, seeds=1),
 }
 JEM: Mapping[str, ImageRow] = {
-    "jem": ImageRow("jem", "joint energy, score matching", conditional=True, attacked=0),
+    "jem": ImageRow("jem", "joint energy, score matching", conditional=True, attacked=1),
     "jem-factored": ImageRow(
         "jem", "joint energy, p(x) and p(y given x) apart", conditional=True, set=("network.factored=true",), attacked=0
     ),
@@ -62,11 +62,15 @@ JEM: Mapping[str, ImageRow] = {
         "jem",
         "joint energy, told labels in the worst case within .2",
         conditional=True,
-        set=("network.adversary=0.2", "network.adversary_weight=2.0", "training.steps=1500", "training.batch=256"),
+        set=(
+            *("network.adversary=0.2", "network.adversary_weight=2.0", "training.steps=1500", "training.batch=256"),
+            *("training.learning_rate=0.001", "training.check_every=250", "network.depth=2"),
+            *("network.classification=0.1", "network.level=0.3"),
+        ),
     ),
     "jem-cd": ImageRow("jem-cd", "joint energy, contrastive divergence (paper 001)", conditional=True),
-    "classifier": ImageRow("classifier", "plain classifier of the same net", conditional=True),
-    "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",), attacked=0),
+    "classifier": ImageRow("classifier", "plain classifier", conditional=True),
+    "jem-200": ImageRow("jem", "joint energy, 200 labels", conditional=True, set=("network.labelled=200",), attacked=1),
     "classifier-200": ImageRow(
         "classifier", "plain classifier, 200 labels", conditional=True, set=("network.labelled=200",)
     ),

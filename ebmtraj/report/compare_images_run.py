@@ -18,6 +18,7 @@ from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.evaluation.image_features import Judge, judge_facts, judge_of
 from ebmtraj.images.fit import train_image
 from ebmtraj.images.registry import load_image_model
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.compare_images import ROWS, STABLE, ImageJob
 from ebmtraj.report.jobs import OUTCOME, finite
@@ -42,7 +43,7 @@ def run_image_jobs(
     judge_of(store, folder=jobs[0].comparison.runs)
     waiting = [job for job in jobs if missing(job)]
     if waiting:
-        with open_pool(min(workers or cores(), len(waiting))) as pool:
+        with only_writer(jobs[0].comparison.runs, "comparison"), open_pool(min(workers or cores(), len(waiting))) as pool:
             for job, outcome in zip(waiting, pool.map(work, waiting, lambda job: str(job.path)), strict=True):
                 on_done(job, outcome)
 

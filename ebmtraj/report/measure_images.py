@@ -5,6 +5,7 @@ Each measure takes a `Subject` and returns plain numbers, nested by name; what a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ import torch
 
 from ebmtraj.datasets.images import Images, ImageStore
 from ebmtraj.device import generator
+from ebmtraj.energies.compose import Composed, Or
 from ebmtraj.evaluation.arrays import Array, FloatArray
 from ebmtraj.evaluation.image_features import Judge
 from ebmtraj.evaluation.image_scores import (
@@ -26,18 +28,21 @@ from ebmtraj.evaluation.image_scores import (
     same_count,
 )
 from ebmtraj.images.model import ImageModel
+from ebmtraj.images.noise_conditional import NoiseConditionalModel
 from ebmtraj.images.restore import noise_conditional
 from ebmtraj.images.robustness import AttackConfig
 from ebmtraj.report.calibrate import measure_calibration
 from ebmtraj.report.ood import OODConfig, measure_ood, reading_level
 from ebmtraj.report.restore import measure_restoration
 from ebmtraj.report.robustness import RobustnessConfig, measure_robustness
+from ebmtraj.samplers.langevin import langevin
 
 BATCH = 512
 SAMPLES = 1500  # drawn of each model; fewer count where there are fewer real images
 RESTORED = 120  # images that are restored, 16 times each
 ATTACKED = 100  # images that are attacked
 QUERIES = 300  # of the attacks without a gradient, an image
+COMPOSED, CORRECTORS, STEP = 500, 4, 0.05  # images of composed energies; Langevin steps at each level, of that size
 FLOORS = 4  # draws of training images against held-out ones
 
 
@@ -150,6 +155,41 @@ def abilities(subject: Subject) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
+def composition(subject: Subject) -> dict[str, float]:
+    """What composed class energies sample: the first class or the last, and p(x) without the first; by the judge.
+
+    `either_first` is the share of the first class, `either` that of both; `without_first` that of the class which is to be
+    absent, `without_rarest` of the rarest of the others. Both compositions weigh densities, which a vector field has not.
+    """
+    model = subject.model
+    if not isinstance(model, NoiseConditionalModel) or not has_density(model) or not model.conditional:
+        return {}
+    classes = range(len(model.classes))
+    each = [model.net.given(torch.tensor([k])) for k in classes]
+    rest = Or(each[1:])
+    odds = each[0] - rest  # log p(not first | x) / p(first | x), as classes are equally frequent
+    composed = {"either": Or([each[0], each[-1]]), "without": Or(each) & ~odds}
+    found: dict[str, float] = {}
+    for name, energy in composed.items():
+        drawn = _draw_composed(model, energy, COMPOSED, subject.seed)
+        shares = np.bincount(subject.judge.judge(drawn)[1], minlength=len(each)) / COMPOSED
+        found[f"{name}_first"] = float(shares[0])
+        found |= (
+            {"either": float(shares[0] + shares[-1])} if name == "either" else {f"{name}_rarest": float(min(shares[1:]))}
+        )
+    return found
+
+
+def _draw_composed(model: NoiseConditionalModel, energy: Composed, count: int, seed: int) -> Array:
+    """Images `(count, C, H, W)` down the model's ladder, with corrector steps, as composed densities need them."""
+    noise, sampler = generator(seed), dataclasses.replace(model.config.sampler, steps=CORRECTORS, step_size=STEP)
+    assert sampler.ladder is not None
+    start = model.net.start(count, model.shape, None, sampler.ladder.sigma_max, noise)
+    x, _ = langevin(energy, start, sampler, generator=noise)
+    return np.asarray(model.pixels(x).cpu().numpy())
+
+
 def has_density(model: ImageModel) -> bool:
     """Whether it gives log p(x)."""
     return type(model).energy is not ImageModel.energy and model.name != "field"
@@ -250,6 +290,12 @@ def floor(store: ImageStore, judge: Judge, split: str, seed: int = 0) -> dict[st
 
 
 MEASURES: Mapping[str, Mapping[str, Callable[[Subject], Mapping[str, Any]]]] = {  # by table, beside samples and memory
-    "images": {"density": density, "foreign": foreign, "restoration": restoration, "abilities": abilities},
+    "images": {
+        "density": density,
+        "foreign": foreign,
+        "restoration": restoration,
+        "abilities": abilities,
+        "composition": composition,
+    },
     "jem": {"classes": classes, "density": density, "foreign": foreign, "marginal": marginal, "robustness": robustness},
 }
