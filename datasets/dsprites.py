@@ -5,6 +5,7 @@ Its metadata is a pickle, which is never read; pictures and factors are plain ar
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebmtraj.datasets.bounds import FREE
 from ebmtraj.datasets.image_writer import RawImages
 from ebmtraj.datasets.images import cache_folder, stratified_splits
 from ebmtraj.datasets.sprites import FACTORS, IMAGES, SHAPES, SHARES
@@ -66,8 +68,11 @@ def _open(archive: zipfile.ZipFile, name: str) -> tuple[Any, tuple[int, ...], np
 
 def _plain(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     stream, shape, dtype = _open(archive, name)
+    size = math.prod(shape) * dtype.itemsize
+    if not 0 <= size <= FREE:
+        raise ValueError(f"{name} is of shape {shape}")
     with stream:
-        return np.frombuffer(stream.read(), dtype).reshape(shape)
+        return np.frombuffer(stream.read(size), dtype).reshape(shape)
 
 
 def _rows(archive: zipfile.ZipFile, name: str, chosen: NDArray[np.int64], count: int) -> NDArray[np.uint8]:

@@ -27,7 +27,7 @@ from ebmtraj.datasets.images import cache_folder, stratified_splits
 from ebmtraj.errors import EbmtrajError
 
 VALIDATION = 0.1  # of the official training images
-_TOO_LONG = 4_000_000_000  # bytes in a header's shape that no official file has
+_TOO_LONG = 400_000_000  # bytes in a header's shape that no official file has
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ def read_members(path: Path, names: Sequence[str]) -> list[bytes]:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 if member.name in names and member.isfile():
+                    if member.size > _TOO_LONG:
+                        raise EbmtrajError(f"{path}: {member.name} says that it has {member.size:,} bytes; it is corrupt")
                     file = archive.extractfile(member)
                     found[member.name] = file.read() if file is not None else b""
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:

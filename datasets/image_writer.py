@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -17,8 +18,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ebmtraj.datasets.blocks import SPLITS, Floats, Indices
 from ebmtraj.datasets.images import FORMAT, SCHEMA, ImageStore, content_hash
-from ebmtraj.datasets.zarr_files import format_of, occupied, open_group, writing
+from ebmtraj.datasets.zarr_files import format_of, occupied, open_group, with_seal, writing
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.locks import is_held, only_writer
+from ebmtraj.seal import of_arrays
 
 CHUNK_BYTES = 4_000_000
 SIDES = (4, 512)  # pixels a side
@@ -93,13 +96,18 @@ def write_images(path: str | Path, raw: RawImages, *, overwrite: bool = False) -
     attributes["content_hash"] = content_hash(attributes, arrays)
     with writing(str(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+            if left.is_dir() and any(left.iterdir()) and not is_held(left):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
-            group = zarr.create_group(str(made), zarr_format=3, overwrite=True)
-            for name, values in arrays.items():
-                _write(group, name, values)
-            group.attrs.put(attributes)
-            _move(made, target, overwrite)
+            with only_writer(made, "image store"):
+                group = zarr.create_group(str(made), zarr_format=3, overwrite=True)
+                for name, values in arrays.items():
+                    _write(group, name, values)
+                seals = {name: of_arrays([(name, values)]) for name, values in arrays.items()}
+                group.attrs.put(with_seal(attributes, arrays=seals))
+                _move(made, target, overwrite)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return ImageStore.open(target)

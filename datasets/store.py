@@ -27,10 +27,13 @@ from ebmtraj.datasets.blocks import (
     episode_splits,
     piece_offsets,
 )
-from ebmtraj.datasets.shards import decode_rows
+from ebmtraj.datasets.bounds import refuse_array, refuse_bomb, stored_bytes
+from ebmtraj.datasets.shards import ForeignShardError, decode_rows
 from ebmtraj.datasets.zarr_files import (
+    EPISODE_ARRAYS,
     SHARD_ROWS,
     as_url,
+    is_whole,
     member_array,
     occupied,
     open_group,
@@ -39,6 +42,7 @@ from ebmtraj.datasets.zarr_files import (
 )
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import fields_from_json, total_size
+from ebmtraj.seal import of_arrays
 
 SPAN_ROWS = 131_072  # rows held at a time by whatever walks over the whole store
 
@@ -59,12 +63,18 @@ class Store:
             self.state_fields = fields_from_json(attributes["state_fields"])
             self.action_fields = fields_from_json(attributes["action_fields"])
             self._split_seed: int = attributes["split"]["seed"]
+            seal = attributes.get("seal") or {}
+            self._sealed = bool(seal)
+            self._columns: dict[str, str] = seal.get("episode", {})  # sha256 of each array below `episode/`
+            self._sums: dict[str, list[int] | None] = seal.get("chunks", {})  # checksum of each chunk
         except (KeyError, TypeError, AttributeError) as error:
             raise EbmtrajError(f"store {path}: attributes are damaged ({reason_of(error)}); collect it again") from None
+        except EbmtrajError as error:
+            raise EbmtrajError(f"store {path}: {error}; the attributes are damaged") from None
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
-        """Open a store for reading, finished or not.
+    def open(cls, path: str | Path, *, believe: bool = False) -> Store:
+        """Open a store for reading, finished or not; with `believe`, although its attributes are not what their seal says.
 
         Raises `EbmtrajError` where there is none, or it is not ours, of a newer schema or without readable attributes.
         """
@@ -74,7 +84,19 @@ class Store:
             if occupied(url):
                 raise EbmtrajError(f"{url} is not a trajectory store (no zarr group there); check the path")
             raise EbmtrajError(f"store {url} does not exist; make it first: ebmtraj collect {url} --env hand-cube")
-        return cls(url, group, our_attributes(url, group))
+        store = cls(url, group, our_attributes(url, group, believe=believe))
+        store._refuse_bomb()
+        return store
+
+    def _refuse_bomb(self) -> None:
+        """Raise `EbmtrajError` where the counts in the attributes are no counts, or far more than the files can hold."""
+        counts = (self.episodes, self.transitions)
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise EbmtrajError(f"store {self.path}: committed counts are {counts}; the attributes are damaged")
+        if "://" not in self.path:
+            size = 4 * total_size((*self.state_fields, *self.action_fields))
+            stored = stored_bytes(Path(self.path), f"store {self.path}")
+            refuse_bomb(f"store {self.path}", stored, size * (self.episodes + self.transitions) + 64 * self.episodes)
 
     # what it holds
 
@@ -98,6 +120,13 @@ class Store:
     def lengths(self) -> Indices:
         """(E,) number of actions an episode."""
         lengths = self.episode_array("length")
+        if self._sealed and not self.attributes.get("replacing"):
+            array = self._array("episode/length")
+            if not is_whole(array, self.episodes, complete=self.complete):
+                raise EbmtrajError(
+                    f"store {self.path}: episode/length has {array.shape[0]} rows, but the attributes in zarr.json say "
+                    f"{self.episodes}: one of these files is of another version of the store; restore it"
+                )
         if len(lengths) and (lengths.min() < 1 or lengths.sum() != self.transitions):
             raise EbmtrajError(f"store {self.path}: array episode/length is damaged or its shard is missing; collect again")
         return lengths
@@ -136,6 +165,8 @@ class Store:
     def info(self) -> dict[str, Any]:
         """A summary in plain JSON values."""
         lengths = self.lengths
+        for name in self._columns:  # so that what is said is of the very data that lie here
+            self.episode_array(name)
         return {
             "path": self.path,
             "complete": self.complete,
@@ -206,13 +237,23 @@ class Store:
                     raise EbmtrajError(self._not_finite(name, start + int(row), int(column), float(rows[row, column])))
         return rows
 
+    def unsealed(self) -> Store:
+        """The same store, read without a look at its seal: for whoever compares with the episodes' own digests."""
+        return Store(self.path, self._group, {key: value for key, value in self.attributes.items() if key != "seal"})
+
     def chunk_rows(self, name: str) -> int:
         """How many rows of "state" or "action" are decoded together."""
         return int(self._array(name).chunks[0])
 
     def episode_array(self, name: str) -> NDArray[Any]:
         """What the array of this name below `episode/` holds, (E, ...); raises `EbmtrajError` where it can't be read."""
-        return self._read(f"episode/{name}", 0, self.episodes)
+        values = self._read(f"episode/{name}", 0, self.episodes)
+        if self._columns.get(name, digest := of_arrays([(name, values)])) != digest:
+            raise EbmtrajError(
+                f"store {self.path}: array episode/{name} is not the one that was written: its file episode/{name}/c/0 is "
+                "damaged or of another store; restore it"
+            )
+        return values
 
     def _offsets_of(self, name: str) -> Indices:
         return self.state_offsets if name == "state" else self.action_offsets
@@ -247,7 +288,7 @@ class Store:
         shard = row // (array.shards or array.chunks)[0]
         key = f"c/{shard}/0"
         if not sync((array.store_path / key).get()):  # absent, or cut to nothing: zarr reads either as fill values
-            return f"store {self.path}: array {name}: shard {key} is missing or empty; restore it or collect again"
+            return f"store {self.path}: array {name}: shard {name}/{key} is missing or empty; restore it or collect again"
         episode = int(np.searchsorted(self._offsets_of(name), row, side="right")) - 1
         where = column_name(self.state_fields if name == "state" else self.action_fields, column)
         step = row - int(self._offsets_of(name)[episode])
@@ -258,7 +299,19 @@ class Store:
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self._arrays:
-            self._arrays[name] = member_array(self._group, self.path, name)
+            array = member_array(self._group, self.path, name)
+            if name in ("state", "action"):
+                tail: tuple[int, ...] = (total_size(self.state_fields if name == "state" else self.action_fields),)
+            else:
+                columns = EPISODE_ARRAYS.get(name.removeprefix("episode/"), ("", 0, 0))[1]
+                tail = (columns,) if columns else ()
+            if array.ndim != 1 + len(tail) or array.shape[1:] != tail:
+                raise EbmtrajError(
+                    f"store {self.path}: array {name} has shape {array.shape}, not (rows{''.join(f', {n}' for n in tail)}): "
+                    f"{name}/zarr.json is damaged or another array's; restore it"
+                )
+            refuse_array(f"store {self.path}: array {name}", array, None)
+            self._arrays[name] = array
         return self._arrays[name]
 
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
@@ -267,11 +320,24 @@ class Store:
             raise EbmtrajError(
                 f"store {self.path}: array {name} has {array.shape[0]} rows, but {stop} are committed; collect it again"
             )
+        foreign = None
         try:
-            rows = decode_rows(array, start, stop)
-            return np.asarray(array[start:stop]) if rows is None else rows
+            try:
+                rows = decode_rows(array, start, stop, self._sums.get(name))
+            except ForeignShardError as error:
+                rows, foreign = None, str(error)
+            rows = np.asarray(array[start:stop]) if rows is None else rows
         except Exception as error:  # a damaged shard may fail in zarr, a codec or the file system
             raise EbmtrajError(
                 f"store {self.path}: array {name}, rows {start} to {stop}: can't be read ({reason_of(error)}); "
-                f"a shard is damaged: see ebmtraj data verify {self.path}"
+                f"a shard is damaged{f', {name}/{foreign}' if foreign else ''}: see ebmtraj data verify {self.path}"
             ) from None
+        if foreign is not None:
+            if not np.isfinite(rows).all():
+                row, column = np.argwhere(~np.isfinite(rows))[0]
+                raise EbmtrajError(self._not_finite(name, start + int(row), int(column), float(rows[row, column])))
+            raise EbmtrajError(
+                f"store {self.path}: {name}/{foreign} is not the file that was written: it is of another store, or an older "
+                "version; restore it"
+            )
+        return rows

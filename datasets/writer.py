@@ -31,6 +31,7 @@ from ebmtraj.datasets.blocks import (
     piece_offsets,
 )
 from ebmtraj.datasets.moments import train_statistics
+from ebmtraj.datasets.shards import chunk_sums
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.zarr_files import (
     CHUNK_EPISODES,
@@ -45,10 +46,12 @@ from ebmtraj.datasets.zarr_files import (
     member_array,
     occupied,
     open_group,
+    with_seal,
     writing,
 )
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json, total_size
+from ebmtraj.seal import of_arrays
 
 LAYOUT = (
     "state has length+1 rows an episode and action has length rows, episode after episode: row t of an episode's "
@@ -98,11 +101,13 @@ class StoreWriter:
         with writing(url):
             # The attributes go first: killed anywhere below, this is an empty store of ours, which resume completes.
             if group is None:
-                group = zarr.create_group(url, zarr_format=3, attributes=attributes)
-            else:
-                group.attrs.put(attributes)
+                group = zarr.create_group(url, zarr_format=3, attributes=with_seal(attributes))
+            else:  # whose arrays are another store's until they are made anew
+                group.attrs.put(with_seal({**attributes, "replacing": True}))
         writer = cls(url, group, attributes)
         writer._make_arrays()
+        with writing(url):
+            writer._commit({})
         return writer
 
     @classmethod
@@ -128,6 +133,7 @@ class StoreWriter:
         writer = cls(store.path, group, store.attributes)
         if store.episodes == 0:
             writer._make_arrays()
+            writer._attributes.pop("replacing", None)
         else:
             last = store.episode_array("block")
             first = int(np.searchsorted(last, last[-1]))
@@ -178,10 +184,6 @@ class StoreWriter:
         drop_partial_files(self.path)
         store = Store.open(self.path)
         sizes = {"state": self._state_rows, "action": self._action_rows}
-        with writing(self.path):
-            for name in ("state", "action", *(f"episode/{name}" for name in EPISODE_ARRAYS)):
-                array = self._member(name)
-                array.resize((sizes.get(name, self.episodes), *array.shape[1:]))
         digest = content_hasher(store.attributes)
         digest.update(store.episode_array("digest").tobytes())
         counts = {name: int((store.splits == i).sum()) for i, name in enumerate(SPLITS)}
@@ -192,8 +194,14 @@ class StoreWriter:
                     "split": {**self._attributes["split"], "counts": counts},
                     "content_hash": digest.hexdigest(),
                     "complete": True,
-                }
+                },
+                episode={name: of_arrays([(name, store.episode_array(name))]) for name in EPISODE_ARRAYS},
+                chunks={name: chunk_sums(self._member(name), rows) for name, rows in sizes.items()},
             )
+            # Trimmed last, so that an array of this length can't go with attributes of an earlier moment.
+            for name in ("state", "action", *(f"episode/{name}" for name in EPISODE_ARRAYS)):
+                array = self._member(name)
+                array.resize((sizes.get(name, self.episodes), *array.shape[1:]))
         return Store.open(self.path)
 
     def _check(self, name: str, values: Floats, fields: Sequence[Field], length: Indices) -> None:
@@ -254,8 +262,8 @@ class StoreWriter:
             array.resize((-(-stop // rows) * rows, *array.shape[1:]))
         array[start:stop] = values
 
-    def _commit(self, changes: Mapping[str, Any]) -> None:
-        attributes = {**self._attributes, **changes}
+    def _commit(self, changes: Mapping[str, Any], **seals: Any) -> None:
+        attributes = with_seal({**self._attributes, **changes}, **seals)
         self._group.attrs.put(attributes)
         self._attributes = attributes
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from zarr.errors import GroupNotFoundError
 
 from ebmtraj.datasets.blocks import SCHEMA
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.locks import LOCK
 from ebmtraj.runs import ctrl_c_later
+from ebmtraj.seal import of_json
 
 FORMAT = "ebmtraj-trajectories"
 CHUNK_ROWS, SHARD_ROWS = 4096, 131_072
@@ -92,7 +95,8 @@ def occupied(url: str) -> bool:
     """Whether anything stands at `url`."""
     try:
         if _is_local(url):
-            return Path(url).exists() and not all(_PARTIAL.search(entry.name) for entry in Path(url).iterdir())
+            here = Path(url)
+            return here.exists() and not all(each.name == LOCK or _PARTIAL.search(each.name) for each in here.iterdir())
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
         system, root = url_to_fs(url)
@@ -109,8 +113,11 @@ def format_of(url: str, group: zarr.Group) -> Any:
         raise EbmtrajError(f"store {url}: attributes can't be read ({reason_of(error)})") from None
 
 
-def our_attributes(url: str, group: zarr.Group) -> dict[str, Any]:
-    """A store's attributes; raises `EbmtrajError` where it is not ours, damaged or of a newer schema."""
+def our_attributes(url: str, group: zarr.Group, *, believe: bool = False) -> dict[str, Any]:
+    """A store's attributes; raises `EbmtrajError` where it is not ours, damaged or of a newer schema.
+
+    With `believe`, those that are not what their seal says are given all the same, with None for a seal.
+    """
     if format_of(url, group) != FORMAT:
         raise EbmtrajError(f"{url} is a zarr group, but not a trajectory store; check the path")
     attributes: dict[str, Any] = group.attrs.asdict()
@@ -119,7 +126,39 @@ def our_attributes(url: str, group: zarr.Group) -> dict[str, Any]:
         raise EbmtrajError(f"store {url}: attribute schema is {schema!r}; the attributes are damaged")
     if schema > SCHEMA:
         raise EbmtrajError(f"store {url} has schema {schema}, this ebmtraj reads up to {SCHEMA}; update ebmtraj")
+    if not seal_holds(attributes):
+        if not believe:
+            raise EbmtrajError(
+                f"store {url}: attributes are damaged or were edited: zarr.json is not what its seal says; restore it, "
+                f"or keep what can be kept: ebmtraj data repair {url} NEW.zarr"
+            )
+        attributes["seal"] = None
     return attributes
+
+
+def with_seal(attributes: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
+    """Attributes with a seal over all of them: what is known of the arrays, and a sha256 of that and of the attributes."""
+    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in attributes.items() if key != "seal"}))
+    return {**plain, "seal": {**parts, "attributes": of_json([plain, json.loads(json.dumps(parts))])}}
+
+
+def seal_holds(attributes: Mapping[str, Any]) -> bool:
+    """Whether attributes are those that were sealed; old stores have no seal."""
+    seal = attributes.get("seal", {})
+    if "seal" not in attributes:
+        return True
+    plain = {key: value for key, value in attributes.items() if key != "seal"}
+    parts = {key: value for key, value in seal.items() if key != "attributes"} if isinstance(seal, dict) else {}
+    return isinstance(seal, dict) and seal.get("attributes") == of_json([plain, parts])
+
+
+def is_whole(array: zarr.Array[Any], rows: int, *, complete: bool) -> bool:
+    """Whether an array can be one of which so many rows are committed: longer by whole shards, or trimmed when complete.
+
+    Otherwise the attributes, or the array's own zarr.json, are of another version of the store.
+    """
+    held, step = array.shape[0], (array.shards or array.chunks)[0]
+    return held >= rows and (held % step == 0 or (complete and held == rows))
 
 
 def member_array(group: zarr.Group, url: str, name: str) -> zarr.Array[Any]:

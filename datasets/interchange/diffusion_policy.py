@@ -14,7 +14,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ebmtraj.datasets.interchange.source import BLOCK_ROWS, Given, RawEpisode, Source, described, known_scheme
+from ebmtraj.datasets.bounds import refuse_array, stored_bytes
+from ebmtraj.datasets.interchange.source import BLOCK_ROWS, Given, RawEpisode, Source, described
+from ebmtraj.datasets.zarr_files import known_scheme, plain
 from ebmtraj.errors import EbmtrajError
 
 
@@ -24,6 +26,10 @@ class DiffusionPolicySource(Source):
     def __init__(self, path: str, given: Given) -> None:
         self.name = path
         self._group = _open(path)
+        folder = Path(plain(path)).expanduser()
+        self._stored = folder.stat().st_size if folder.is_file() else None
+        if folder.is_dir():
+            self._stored = stored_bytes(folder, path)
         self._state = self._array(f"data/{given.state_key or 'state'}")
         self._action = self._array(f"data/{given.action_key or 'action'}")
         ends = self._array("meta/episode_ends")
@@ -98,6 +104,7 @@ class DiffusionPolicySource(Source):
             raise EbmtrajError(f"{self.name} holds no array {name}, only {there}; is it a diffusion_policy buffer?")
         if array.dtype.kind not in "fiub" or "pickle" in repr(array.metadata).lower():
             raise EbmtrajError(f"{self.name}: {name} holds {array.dtype}, or pickled objects; only numbers can be imported")
+        refuse_array(f"{self.name}: {name}", array, self._stored)
         return array
 
 

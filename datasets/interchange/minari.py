@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from ebmtraj.datasets.bounds import refuse_bomb
 from ebmtraj.datasets.interchange.source import (
     CARRIED,
     Given,
@@ -33,6 +34,7 @@ from ebmtraj.datasets.interchange.target import Exported, refuse, replacing
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, total_size
+from ebmtraj.runs import refuse_links
 
 _AT_ONCE = 64  # episodes asked of the library at a time
 
@@ -100,7 +102,9 @@ class MinariSource(Source):
 
         self.name = path
         folder = _folder(path)
+        refuse_links(folder, path)
         metadata = _metadata(folder, path)
+        self._file = folder / "main_data.hdf5"
         try:
             self._storage = MinariStorage.read(folder)
         except EbmtrajError:
@@ -145,6 +149,8 @@ class MinariSource(Source):
         """All episodes, a few at a time."""
         for first in range(0, self.total, _AT_ONCE):
             chosen = range(first, min(first + _AT_ONCE, self.total))
+            if self._file.is_file():
+                _refuse_outside(self._file, chosen, self.name)
             try:
                 pairs = list(
                     zip(self._storage.get_episodes(chosen), self._storage.get_episode_metadata(chosen), strict=True)
@@ -165,6 +171,34 @@ class MinariSource(Source):
                     )
                 state, action = np.asarray(episode["observations"]), np.asarray(episode["actions"])
                 yield RawEpisode(state, action, seed, bool(len(ended) and ended[-1]))
+
+
+def _refuse_outside(path: Path, chosen: range, name: str) -> None:
+    """Raise `EbmtrajError` where episodes of an HDF5 file lie in other files, or say that they are far larger than they are.
+
+    HDF5 has links to other files, arrays stored in raw ones, and virtual arrays made of others'.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            links = [(file, f"episode_{number}") for number in chosen]
+            while links:
+                group, key = links.pop()
+                link = group.get(key, getlink=True)
+                if link is None:  # which the library tells of
+                    continue
+                if isinstance(link, h5py.ExternalLink):
+                    raise EbmtrajError(f"{name}: {group.name}/{key} is a link to another file; it is refused")
+                member = group[key]
+                if isinstance(member, h5py.Group):
+                    links += [(member, each) for each in member]
+                    continue
+                if member.external or member.is_virtual:
+                    raise EbmtrajError(f"{name}: {member.name} lies in another file; it is refused")
+                refuse_bomb(f"{name}: {member.name}", member.id.get_storage_size(), member.nbytes)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise EbmtrajError(f"{name}: {path.name} can't be read: {' '.join(str(error).split())[:160]}") from None
 
 
 def _refuse_full_disk(out: Path, store: Store) -> None:
@@ -209,7 +243,7 @@ def _folder(path: str) -> Path:
 def _metadata(folder: Path, path: str) -> dict[str, Any]:
     try:
         metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EbmtrajError(f"{path}: metadata.json can't be read: {error}") from None
     if not isinstance(metadata, dict) or not {"observation_space", "action_space"} <= set(metadata):
         # The library would make the environment to find out, which runs whatever code its id names.
@@ -220,7 +254,7 @@ def _metadata(folder: Path, path: str) -> dict[str, Any]:
 def _env_id(metadata: dict[str, Any]) -> str | None:
     try:
         return str(json.loads(metadata["env_spec"])["id"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -8,6 +8,7 @@ episodes are of one length, `state` (E, T+1, S) and `action` (E, T, A) without `
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
+from ebmtraj.datasets.bounds import TEXT, refuse_bomb
 from ebmtraj.datasets.interchange.source import (
     CARRIED,
     Given,
@@ -163,7 +165,8 @@ class _Rows:
         self._what = f"{path}: {name}"
         try:
             self._archive = zipfile.ZipFile(path)
-            self._file = self._archive.open(f"{name}.npy")
+            stored = self._archive.getinfo(f"{name}.npy")
+            self._file = self._archive.open(stored)
             version = npy.read_magic(self._file)
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f"npy version {version}")
@@ -173,15 +176,22 @@ class _Rows:
             raise EbmtrajError(f"{self._what} can't be read: {_reason(error)}; copy or make the file again") from None
         if min(self.shape, default=0) < 0:
             raise EbmtrajError(f"{self._what} is damaged: its header says shape {self.shape}; make the file again")
+        refuse_bomb(self._what, stored.compress_size, max(stored.file_size, math.prod(self.shape) * self._dtype.itemsize))
         if self._dtype.hasobject:
             raise EbmtrajError(f"{self._what} holds pickled objects, which are never loaded; save plain numbers")
         self._whole: NDArray[Any] | None = None
         if fortran and len(self.shape) > 1:  # rows lie scattered: there is no way but to hold it all
-            self._whole = _small(path, name).reshape(-1, self.shape[-1])
+            with np.load(path, allow_pickle=False) as whole:
+                self._whole = np.asarray(whole[name]).reshape(-1, self.shape[-1])
         self._next = 0
 
     def __len__(self) -> int:
-        return int(np.prod(self.shape[:-1]))
+        return math.prod(self.shape[:-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array, as its header says."""
+        return math.prod(self.shape) * self._dtype.itemsize
 
     def __enter__(self) -> _Rows:
         return self
@@ -216,9 +226,15 @@ def _choose(members: set[str], names: tuple[str, ...], key: str | None, path: st
 
 def _small(path: Path, name: str) -> NDArray[Any]:
     """A whole array of the file."""
+    what = f"{path}: {name}"
     try:
+        with _Rows(path, name) as rows:  # which looks at its header before anything is allocated
+            if name == CARRIED and rows.nbytes > 4 * TEXT:
+                raise EbmtrajError(f"{what} is a text of {rows.nbytes:,} bytes; it is refused")
         with np.load(path, allow_pickle=False) as file:
             return np.asarray(file[name])
+    except EbmtrajError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy raise many kinds, and one for pickled objects
         raise EbmtrajError(f"{path}: {name} can't be read: {_reason(error)}; save plain numbers again") from None
 

@@ -6,6 +6,7 @@ to write it. Killed while writing, it leaves a store that `resume` completes to 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -19,15 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebmtraj.datasets.blocks import SCHEMA, EpisodeBlock, Floats, StoreRecipe
+from ebmtraj.datasets.bounds import TEXT
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.datasets.zarr_files import as_url, is_vacant, known_scheme, plain
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.fields import Field, fields_from_json, total_size
+from ebmtraj.fields import Described, Field, fields_from_json, total_size
+from ebmtraj.locks import only_writer
 
 BLOCK_ROWS = 131_072  # state rows that are held, and committed, at a time
 CARRIED = "ebmtraj"  # the key under which other formats carry what they have no place for
 Progress = Callable[[str, int, int], None]  # what is being done, episodes done, episodes in all
+
+
+Simulator = Callable[[str, int, int], Described | None]  # (env, state size, action size); None: it is not of such sizes
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Given:
     action_fields: tuple[Field, ...] | None = None
     state_key: str | None = None  # name of the array, where the format leaves it open
     action_key: str | None = None
+    simulator: Simulator = lambda env, states, actions: None
 
     def __post_init__(self) -> None:
         if self.env is not None and not self.env.strip():
@@ -115,8 +122,12 @@ def write_store(
 
     Raises `EbmtrajError` where the target exists, can't be written, or holds other episodes than the source begins with.
     """
-    refuse_target(path, overwrite=overwrite, resume=resume)
-    path = plain(path)
+    with only_writer(as_url(path), "store"):
+        refuse_target(path, overwrite=overwrite, resume=resume)
+        return _written(plain(path), recipe, blocks, overwrite, resume)
+
+
+def _written(path: str, recipe: StoreRecipe, blocks: Iterator[EpisodeBlock], overwrite: bool, resume: bool) -> Store:
     if resume and not is_vacant(path):
         writer = StoreWriter.resume(path, recipe)
     else:
@@ -228,7 +239,7 @@ def carried_values(text: Any, name: str) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise EbmtrajError(f"{name}: what it carries of its store is not a JSON object")
@@ -255,8 +266,23 @@ def described(
     for label, size in (("state", state_size), ("action", action_size)):
         if size < 1:
             raise EbmtrajError(f"{name}: {label}s have no numbers at all; give vectors of at least one")
+    named = given.env or env
+    simulated = None
+    if known is None and given.state_fields is None and named is not None:
+        simulated = given.simulator(named, state_size, action_size)
     if known is not None:
         recipe = carried_recipe(known, name)
+    elif simulated is not None and named is not None:
+        notes.append(f"states are taken for {simulated.said}; give --fields where they are something else")
+        recipe = StoreRecipe(
+            env=named,
+            control_timestep=simulated.control_timestep,
+            state_fields=simulated.state_fields,
+            action_fields=simulated.action_fields,
+            policy={"name": "unknown"},
+            action_noise="unknown",
+            env_attributes={**simulated.env_attributes, "imported": {"format": kind, "name": Path(name).name}},
+        )
     else:
         if given.control_timestep is None:
             notes.append("the source names no control time step: 1 s a step is assumed; give --control-timestep")
@@ -289,11 +315,14 @@ def read_fields(path: Path) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
     Raises `EbmtrajError` where it can't be read or a field is none.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "it is no file", str(path))
+        with path.open(encoding="utf-8") as file:
+            values = json.loads(file.read(TEXT))
         state, action = values["state_fields"], values["action_fields"]
     except OSError as error:
         raise EbmtrajError(f"--fields {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise EbmtrajError(
             f"--fields {path}: not a JSON object with state_fields and action_fields; see ebmtraj data info --json"
         ) from None

@@ -16,7 +16,6 @@ from ebmtraj.datasets.interchange.source import (
     Transferred,
     finished,
     pick,
-    plain,
     recipe_of,
     refuse_target,
     transferred,
@@ -24,6 +23,7 @@ from ebmtraj.datasets.interchange.source import (
 )
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.writer import first_difference
+from ebmtraj.datasets.zarr_files import plain
 from ebmtraj.errors import EbmtrajError
 
 _ALIKE = ("env", "env_kwargs", "control_timestep", "state_fields", "action_fields")  # what merged stores must share

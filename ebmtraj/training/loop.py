@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ebmtraj.device import no_denormals
 from ebmtraj.errors import DivergedError
 from ebmtraj.runs import MetricsWriter, Run
-from ebmtraj.training.checkpoint import save_tensors
+from ebmtraj.training.checkpoint import recipe_seal, save_tensors
 from ebmtraj.training.guard import Guard
 from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.training.spread import any_of, backward, from_main, is_main, wait
@@ -117,8 +117,9 @@ def train(
     model.eval()
     header = model.header()
     seconds = time.perf_counter() - clock
-    facts = {"steps": state.total, "validation": state.best_loss, "seconds": round(seconds, 3)}
+    facts: dict[str, Any] = {"steps": state.total, "validation": state.best_loss, "seconds": round(seconds, 3)}
     if is_main():
+        facts |= recipe_seal(run.path)
         save_tensors(run.checkpoints / "best.safetensors", model.state_dict(), {**header, **facts})
     wait()
     return Result(state.total, seconds, state.best_loss, guard.tries)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ebmtraj import config as recipes
 from ebmtraj.device import choose_device, describe, use_threads
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.locks import only_writer
 from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
 from ebmtraj.training.checkpoint import load_tensors
 from ebmtraj.training.loop import Progress, Result, step_time, steps_within, train
@@ -75,7 +76,7 @@ def train_run(
     begun. Under `torchrun` its processes train together, on a joint batch of `training.batch`. Raises `EbmtrajError` where
     the store or run is not fit, or training diverges for good.
     """
-    with joined(choose_device(device)) as where:
+    with joined(choose_device(device)) as where, only_writer(path, "run") if is_main() else nullcontext():
         return _train_run(kind, recipe, path, where, resume, overwrite, on_progress)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.runs import MetricsWriter
-from ebmtraj.training.checkpoint import load_tensors, save_tensors
+from ebmtraj.training.checkpoint import load_tensors, recipe_seal, save_tensors
 from ebmtraj.training.guard import Guard
 from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.training.spread import is_main, shared_loss, wait
@@ -72,6 +72,7 @@ def save(path: Path, model: Trainable, state: State, guard: Guard, metrics: Metr
     if not is_main():
         wait()
         return path
+    metrics.sync()
     extra, numbers = model.extra_state()
     optimiser = state.optimiser.state_dict()
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -82,6 +83,7 @@ def save(path: Path, model: Trainable, state: State, guard: Guard, metrics: Metr
     tensors["noise"] = state.noise.get_state()
     header = {
         "kind": "resume",
+        **recipe_seal(path.parent.parent),
         "stage": state.stage,
         "step": state.step,
         "total": state.total,
