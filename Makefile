@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test slow results tables lint lock clean
+.PHONY: demo test slow faults corruption hostile fuzz divergence results tables docs docs-check lint lock clean
 
 demo: .venv/.ready
 	@$(BIN)/ebmtraj demo --out runs/demo --overwrite
@@ -14,17 +14,36 @@ test: .venv/.dev
 slow: .venv/.dev
 	@$(BIN)/pytest -m slow
 
+faults: .venv/.dev
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py --out docs/results/faults.json
+
 results: demo
 	@$(BIN)/python docs/make_tables.py --from runs/demo
 
+# What is promised of damaged, foreign and random input, measured anew (docs/reliability.md): 25, 1, 5 and 2 minutes
+corruption hostile divergence: .venv/.dev
+	@$(BIN)/python benchmarks/$@.py --out docs/results/$@.json
+
+fuzz: .venv/.dev
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	@$(BIN)/python benchmarks/fuzz.py --out docs/results/fuzz.json
+
 tables: .venv/.ready
 	@$(BIN)/python docs/make_tables.py
+	@$(BIN)/python docs/make_cli.py
+
+docs: .venv/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q && echo "build/site/index.html"
+
+docs-check: .venv/.dev
+	@$(BIN)/python docs/check_commands.py
 
 lint: .venv/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python docs/make_tables.py --check
+	@$(BIN)/python docs/make_cli.py --check
 
 lock:
 	rm -rf .venv-lock

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import shlex
+import signal
 import sys
-from typing import Annotated
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
 
@@ -14,13 +22,16 @@ from ebmtraj.cli import (
     compare,
     compose,
     continual,
+    curves,
     data,
     demo,
     diagnose,
+    doctor,
     evaluate,
     joint,
     plan,
     policy,
+    report,
     restore,
     rollout,
     sample,
@@ -30,7 +41,7 @@ from ebmtraj.cli import (
 )
 from ebmtraj.errors import EbmtrajError
 
-RESUMABLE = {"collect", "train", "tilt", "policy", "data", "compare", "continual", "continual-robot"}
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 app = typer.Typer(
     name="ebmtraj",
@@ -61,6 +72,7 @@ def root(
 
 
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor_command)
 app.command("collect")(collect.collect_command)
 app.add_typer(data.app, name="data")
 app.add_typer(policy.app, name="policy")
@@ -73,6 +85,8 @@ app.command("tilt")(tilt.tilt_command)
 app.command("compose")(compose.compose_command)
 app.command("plan")(plan.plan_command)
 app.command("evaluate")(evaluate.evaluate_command)
+app.command("report")(report.report_command)
+app.command("curves")(curves.curves_command)
 app.command("diagnose")(diagnose.diagnose_command)
 app.command("ood")(joint.ood_command)
 app.command("calibrate")(joint.calibrate_command)
@@ -86,21 +100,30 @@ app.command("continual-robot")(continual.continual_robot_command)
 
 
 def main() -> None:
-    """Run a command; exit 0, or 2 with one line that names the bad thing and the mend (130 after Ctrl-C)."""
+    """Run a command; exit 0, or 2 with one line that names the bad thing and the mend (130 after Ctrl-C, 143 by SIGTERM)."""
+    with interruptible() as came:
+        _main(came)
+
+
+def _main(came: list[int]) -> None:
     if "--debug" in sys.argv[1:]:  # a developer's switch: the traceback instead of the line
         sys.argv.remove("--debug")
         app(standalone_mode=False)
         return
     try:
         code = app(standalone_mode=False)
-        if code == 130:  # what typer makes of Ctrl-C
+        if came or code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
-    except EbmtrajError as error:
-        _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        resumable = not RESUMABLE.isdisjoint(sys.argv[1:2])
-        _fail("interrupted" + ("; run the same command with --resume to go on" if resumable else ""), 130)
+        _fail(*_interrupted(came))
     except Exception as error:
+        if came:  # in the middle of something that made another error of it
+            _fail(*_interrupted(came))
+        if isinstance(error, EbmtrajError):
+            _fail(str(error), 2)
+        if isinstance(error, OSError) and error.errno in DISK:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror}; free the disk or mend the rights, then run the command again", 2)
         usage = getattr(error, "format_message", None)  # what typer raises for a wrong option or value
         if usage is not None:
             context = getattr(error, "ctx", None)
@@ -110,6 +133,67 @@ def main() -> None:
             _fail("out of memory; use smaller numbers (--samples, --set training.batch=...)", 2)
         _fail(f"this should not happen: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end the command in order; gives a list of those that came. The second ends it at once."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    main_thread = threading.get_ident()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    def unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if not (came and lost.exc_type is KeyboardInterrupt):
+            hook(lost)
+            return
+        for each in before:  # it came where Python drops what is raised: once more, a little later
+            signal.signal(each, interrupt)
+        threading.Timer(0.02, signal.pthread_kill, (main_thread, came.pop())).start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    together = os.environ.get("WORLD_SIZE", "1") != "1"  # torchrun ends processes that wait for others, by SIGTERM
+    numbers = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup, and in the background of a script
+            signal.signal(number, interrupt)
+    try:
+        yield came
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if came or handler is None else handler)
+
+
+def _interrupted(came: list[int]) -> tuple[str, int]:
+    """What to say of an interruption, and the exit code."""
+    terminated = signal.SIGTERM in came
+    following = going_on(sys.argv[1:])
+    said = "ended by SIGTERM" if terminated else "interrupted"
+    return said + (f"; to go on: {following}" if following else ""), 143 if terminated else 130
+
+
+def going_on(words: list[str]) -> str | None:
+    """The command line that goes on with an interrupted one, or begins it again; None where there is none."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    options = {option for parameter in getattr(command, "params", []) for option in parameter.opts}
+    if "--resume" in options:
+        kept = [word for word in words if word not in ("--overwrite", "--resume")]
+        return shlex.join(["ebmtraj", *kept, "--resume"])
+    if command.name == "demo":
+        return shlex.join(["ebmtraj", *(word for word in words if word != "--overwrite"), "--overwrite"])
+    return None
 
 
 def _fail(message: str, code: int) -> None:

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ebmtraj.cli import complete
 from ebmtraj.cli.common import Json, Overwrite, Recipe, Resume, Seed, Set, print_json, progress, say
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_estimate
 
 
 def collect_command(
@@ -23,11 +25,19 @@ def collect_command(
     episodes: Annotated[int | None, typer.Option(help="Episodes to collect. [default: 1000]")] = None,
     steps: Annotated[int | None, typer.Option(help="Control steps an episode at most. [default: 100]")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Who acts: random, trained (turns the cube), to-goal, or your own module:function.")
+        str | None,
+        typer.Option(
+            help="Who acts: random, trained (turns the cube), to-goal, or your own module:function.",
+            autocompletion=complete.among(*complete.POLICIES),
+        ),
     ] = None,
     policy_mode: Annotated[str | None, typer.Option(help="Of the random policy: smooth or uniform.")] = None,
     action_rule: Annotated[
-        str | None, typer.Option(help="none, every-4th-random (the paper's), or twice (its published code's).")
+        str | None,
+        typer.Option(
+            help="none, every-4th-random (the paper's), or twice (its published code's).",
+            autocompletion=complete.among(*complete.ACTION_RULES),
+        ),
     ] = None,
     seed: Seed = 0,
     workers: Annotated[
@@ -44,6 +54,7 @@ def collect_command(
     set_: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Simulate episodes into a store.
@@ -69,6 +80,13 @@ def collect_command(
     if options:
         changes["policy_kwargs"] = {**config.policy_kwargs, **options}
     config = replace(config, **changes)
+    if dry_run:
+        from ebmtraj.datasets.writer import refuse_taken
+        from ebmtraj.report.estimate import estimate_collection
+
+        refuse_resume(resume)
+        refuse_taken(store, overwrite=overwrite)
+        tell_estimate(estimate_collection(store, config), json_)
     # Ray tells of workers that died on stdout, which is for --json alone
     with progress() as bar, contextlib.redirect_stdout(sys.stderr):
         task = bar.add_task(f"collecting {config.env}", total=config.episodes, note="episodes")

@@ -19,9 +19,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ebmtraj.cli.complete import DEVICES, among
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same bits.", min=0, max=2**63 - 1)]
-Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.", autocompletion=among(*DEVICES))
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there; without it nothing is.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped, to the same bits.")]
 Set = Annotated[

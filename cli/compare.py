@@ -13,6 +13,7 @@ from ebmtraj.cli.compare_composition import composition
 from ebmtraj.cli.compare_images import images, jem
 from ebmtraj.cli.compare_plans import plans
 from ebmtraj.cli.compare_tilting import tilting
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_trainings
 from ebmtraj.cli.watching import command_line, watched
 
 if TYPE_CHECKING:  # what takes seconds to import
@@ -59,6 +60,7 @@ def transitions(
     workers: Annotated[int | None, typer.Option(help="Models at once, one core each. [default: cores]", min=1)] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Train transition models for the same seconds on the same data, and measure their rollouts side by side.
@@ -96,6 +98,16 @@ def transitions(
         starts=starts or MOST_STARTS,
         split=split,
     )
+    if dry_run:
+        from ebmtraj.report.estimate import Piece
+        from ebmtraj.trajectories.fit import TRANSITION
+
+        def pieces(tried: Comparison) -> list[Piece]:
+            own = [job for job in prepare(tried, store) if job.row.sampler_of is None and job.seed == seed]
+            return [Piece(job.label, TRANSITION, job.recipe(), seeds) for job in own]
+
+        refuse_resume(resume)
+        tell_trainings(plan, pieces, out, workers, json_)
     jobs = prepare(plan, store, resume=resume, overwrite=overwrite)
     done = sum(job.outcome() is not None for job in jobs)
     say(f"{len(jobs)} trainings or samplers of {len(plan.rows)} models" + (f", {done} of them done" if done else ""))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ebmtraj.cli.common import Json, Overwrite, Resume, print_json, say, stderr
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_trainings
 from ebmtraj.cli.watching import command_line, watched
 
 
@@ -25,6 +26,7 @@ def composition(
     done_only: Annotated[bool, typer.Option("--done-only", help="Train nothing: report what has been done so far.")] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Train concepts of sprites apart, put them together by and, or, not, and measure what is drawn.
@@ -55,6 +57,19 @@ def composition(
     if out.exists() and not (resume or overwrite):
         raise EbmtrajError(f"{out} exists; give another --out, --resume to go on, or --overwrite to replace it and its runs")
     plan = CompositionComparison(tuple(range(seed, seed + seeds)), runs or out.with_suffix(""), split, samples, steps)
+    if dry_run:
+        from ebmtraj.images.fit import IMAGE
+        from ebmtraj.report.estimate import Piece
+
+        def pieces(tried: CompositionComparison) -> list[Piece]:
+            recipes = {name: recipe for name, (_, recipe) in prepare_composition(tried)[0].recipes().items()}
+            for recipe in recipes.values():
+                if recipe.network.get("prior"):  # a run that is not there yet, which spares it the steps for E(x)
+                    recipe.network.update(prior="", prior_share=1e-6)
+            return [Piece(name, IMAGE, recipe, seeds) for name, recipe in recipes.items()]
+
+        refuse_resume(resume)
+        tell_trainings(plan, pieces, out, workers, json_, "training the judge, and measuring,")
     jobs = prepare_composition(plan, resume=resume, overwrite=overwrite)
     began = time.perf_counter()
     if done_only:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ebmtraj.cli.common import Data, Json, Overwrite, Resume, Set, print_json, say, stderr
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_trainings
 from ebmtraj.cli.watching import command_line, watched
 
 
@@ -35,6 +36,7 @@ def plans(
     workers: Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Carry out the same tasks from the same starts with plans and with what they compete against.
@@ -85,6 +87,16 @@ def plans(
         hold=hold,
         changes=changes,
     )
+    if dry_run:
+        from ebmtraj.report.estimate import Piece
+        from ebmtraj.trajectories.controllers.trainings import COMMANDS, TRAININGS
+
+        def pieces(tried: PlanComparison) -> list[Piece]:
+            own = [job for job in prepare_plans(tried, store)[0] if job.seed == seed]
+            return [Piece(job.label, COMMANDS[TRAININGS[job.name].kind].kind, job.recipe(), seeds) for job in own]
+
+        refuse_resume(resume)
+        tell_trainings(comparison, pieces, out, workers, json_, "carrying out the plans")
     jobs = prepare_plans(comparison, store, resume=resume, overwrite=overwrite)
     done = sum(job.outcome() is not None for wave in jobs for job in wave)
     say(f"{len(jobs[0])} trainings, {len(jobs[1])} executions" + (f", {done} of them done" if done else ""))

@@ -10,6 +10,7 @@ import typer
 
 from ebmtraj.cli.common import Json, Overwrite, Resume, Set, print_json, say
 from ebmtraj.cli.compare_images import DoneOnly, First, Models, Pictures, Runs, Seeds, Split, Workers
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_trainings
 from ebmtraj.cli.watching import command_line, watched
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def tilting(
     done_only: DoneOnly = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Train generators, tilt them, and measure both, beside a two-stage VAE, a VAE with a flow, and an energy on pixels.
@@ -71,6 +73,17 @@ def tilting(
         samples=samples,
         changes=changes,
     )
+    if dry_run:
+        from ebmtraj.generators.fit import GENERATOR
+        from ebmtraj.images.fit import IMAGE
+        from ebmtraj.report.estimate import Piece
+
+        def pieces(tried: TiltComparison) -> list[Piece]:
+            own = [job for job in prepare_tilting(tried, store) if job.seed == seed]
+            return [Piece(job.label, IMAGE if job.row.image else GENERATOR, job.recipe(), seeds) for job in own]
+
+        refuse_resume(resume)
+        tell_trainings(comparison, pieces, out, workers, json_, "tilting, and measuring what was trained,")
     jobs = prepare_tilting(comparison, store, resume=resume, overwrite=overwrite)
     done = sum(job.outcome() is not None for job in jobs)
     say(f"{len(jobs)} generators of {len(comparison.rows)} rows" + (f", {done} of them done" if done else ""))

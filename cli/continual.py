@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ebmtraj.cli.common import Json, Overwrite, Resume, Set, print_json, say, stderr
+from ebmtraj.cli.common import Json, Overwrite, Resume, Set, print_json, progress, say, stderr
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_estimate
 from ebmtraj.cli.watching import command_line, watched
 
 
@@ -34,6 +35,7 @@ def continual_command(
     workers: Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn tasks one after the other with each learner, and measure accuracy, forgetting, memory and time.
@@ -81,6 +83,15 @@ def continual_command(
         kept=kept,
         changes=changes,
     )
+    if dry_run:
+        from ebmtraj.report.estimate import estimate_continual, nowhere
+
+        refuse_resume(resume)
+        with nowhere(trial) as tried, progress() as bar:
+            task = bar.add_task("timing", total=None, note="")
+            jobs = prepare(tried, store)
+            found = estimate_continual(str(out), jobs, workers or 0, lambda name: bar.update(task, note=name))
+        tell_estimate(found, json_)
     jobs = prepare(trial, store, resume=resume, overwrite=overwrite)
     done = sum(job.outcome() is not None for job in jobs)
     say(f"{len(jobs)} runs of {len(trial.learners)} learners" + (f", {done} of them done" if done else ""))
@@ -88,15 +99,15 @@ def continual_command(
     with watched(jobs) as count:
         run_jobs(jobs, workers=workers or 0, on_done=lambda job, outcome: say(_line(job, outcome, count())))
     took = time.perf_counter() - began
-    found = results(jobs, store, command=command_line(), seconds=None if done else round(took, 1))
-    write_json(out, found)
+    whole = results(jobs, store, command=command_line(), seconds=None if done else round(took, 1))
+    write_json(out, whole)
     output: dict[str, Any] = {"out": str(out), "runs": str(trial.runs), "seconds": round(took, 1)}
     if pictures is not None and not tune:
-        output["pictures"] = [str(path) for path in heat_maps(found, pictures)]
+        output["pictures"] = [str(path) for path in heat_maps(whole, pictures)]
     if json_:
-        print_json({**output, **found})
+        print_json({**output, **whole})
         return
-    for table in rich_continual(found):
+    for table in rich_continual(whole):
         stderr.print(table)
     say(f"wrote {out} ({took:.0f} s)")
 
@@ -126,6 +137,7 @@ def continual_robot_command(
     workers: Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn a robot's behaviours one after the other with a transition energy, and test its futures on all of them.
@@ -161,8 +173,10 @@ def continual_robot_command(
     if stores is None:
         length = 30 + horizon
         collected = {"policy": "trained", "episodes": episodes, "steps": length, "seed": data_seed}
-        say(f"collecting {len(AXES)} x {episodes} episodes of {length} steps")
-        paths = collect_behaviours(folder.with_name(f"{folder.name}-data"), episodes, length, data_seed, workers or 0)
+        if not dry_run:
+            say(f"collecting {len(AXES)} x {episodes} episodes of {length} steps")
+        there = folder.with_name(f"{folder.name}-data")
+        paths = () if dry_run else collect_behaviours(there, episodes, length, data_seed, workers or 0)
         names: tuple[str, ...] = AXES
     else:
         paths = tuple(path.strip() for path in stores.split(",") if path.strip())
@@ -170,7 +184,7 @@ def continual_robot_command(
         if len(paths) < 2 or len(set(paths)) < len(paths):
             raise EbmtrajError(f"--stores {stores!r}: give at least two different stores, one a behaviour")
     trial = RobotTrial(
-        stores=paths,
+        stores=paths or tuple(str(there / f"{axis}.zarr") for axis in AXES),
         names=names,
         learners=chosen,
         seeds=tuple(range(first_seed, first_seed + seeds)),
@@ -180,6 +194,15 @@ def continual_robot_command(
         horizon=horizon,
         collected=collected,
     )
+    if dry_run:
+        from ebmtraj.report.estimate import estimate_robot
+
+        refuse_resume(resume)
+        with progress() as bar:
+            task = bar.add_task("timing", total=None, note="")
+            collects = episodes if stores is None else None
+            estimate = estimate_robot(str(out), trial, collects, workers or 0, lambda name: bar.update(task, note=name))
+        tell_estimate(estimate, json_)
     jobs = prepare_robot(trial, resume=resume, overwrite=overwrite)
     began = time.perf_counter()
     with watched(jobs) as count:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ebmtraj.cli import complete
 from ebmtraj.cli.common import Json, Overwrite, Resume, print_json, progress, say, stderr
 from ebmtraj.cli.image_data import images_command
 
@@ -54,7 +55,7 @@ def verify_command(store: StorePath, json_: Json = False) -> None:
     from ebmtraj.datasets.images import ImageStore, is_image_store
     from ebmtraj.datasets.verify import verify
 
-    result = ImageStore.open(store).verify() if is_image_store(store) else verify(store)
+    result = ImageStore.open(store, believe=True).verify() if is_image_store(store) else verify(store)
     if json_:
         print_json(result)
     elif result["ok"]:
@@ -70,11 +71,48 @@ def verify_command(store: StorePath, json_: Json = False) -> None:
         raise typer.Exit(2)
 
 
+@app.command("repair")
+def repair_command(
+    store: StorePath,
+    out: Annotated[str, typer.Argument(help="Where the repaired store goes: a folder, or any fsspec URL.")],
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Make a new store of what can be read of a damaged one, bit for bit, and say what was dropped.
+
+    An episode is kept where it is what its digest says. The damaged store stays as it is; of a sound one nothing is made.
+
+    Example: ebmtraj data repair hand.zarr hand-repaired.zarr
+    """
+    from ebmtraj.datasets.images import is_image_store
+    from ebmtraj.datasets.repair import repair
+    from ebmtraj.errors import EbmtrajError
+
+    if is_image_store(store):
+        raise EbmtrajError(f"{store} is an image store; make it again from its source: ebmtraj data images")
+    with _shown() as report:
+        made = repair(store, out, overwrite=overwrite, on_progress=report)
+    if json_:
+        print_json({"store": store, **asdict(made)})
+        return
+    if made.out is None:
+        say(f"{store}: all {made.episodes} episodes are sound; nothing to repair, nothing was written")
+        return
+    for gone in made.dropped:
+        first, last = gone["episodes"]
+        say(f"dropped {f'episodes {first} to {last}' if last > first else f'episode {first}'}: {gone['why']}")
+    say(f"{made.out}: {made.kept} of {made.episodes} episodes, content hash {str(made.content_hash)[:16]}")
+    _say_notes(tuple(made.notes))
+
+
 @app.command("export")
 def export_command(
     store: StorePath,
     out: Annotated[str, typer.Argument(help="What to make: a folder (minari, lerobot) or a file (npz).")],
-    form: Annotated[str, typer.Option("--format", help="minari, lerobot (v3.0) or npz.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="minari, lerobot (v3.0) or npz.", autocompletion=complete.among(*complete.EXPORTS)),
+    ],
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -101,8 +139,17 @@ def export_command(
 def import_command(
     source: Annotated[str, typer.Argument(help="A Minari folder or id, a diffusion_policy zarr, or an npz file.")],
     store: Annotated[str, typer.Argument(help="Where the store goes: a folder, or any fsspec URL.")],
-    form: Annotated[str, typer.Option("--format", help="minari, diffusion-policy or npz.")],
-    env: Annotated[str | None, typer.Option(help="The environment that the data is of.")] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="minari, diffusion-policy or npz.", autocompletion=complete.among(*complete.IMPORTS)),
+    ],
+    env: Annotated[
+        str | None,
+        typer.Option(
+            help="The environment that the data is of, such as a Gymnasium id: it says what the numbers are, and plans are "
+            "carried out in it."
+        ),
+    ] = None,
     control_timestep: Annotated[float | None, typer.Option(help="Seconds a step. [default: the source's, or 1]")] = None,
     fields: Annotated[
         Path | None,
@@ -116,16 +163,19 @@ def import_command(
 ) -> None:
     """Make a store from data that you have.
 
-    Everything is checked before anything is written; episodes of different length are kept. diffusion-policy has as many
-    actions as states: the last action of each episode, whose outcome was not recorded, is dropped.
+    Everything is checked before anything is written; episodes of different length are kept. An npz holds `state` (episodes,
+    T+1, S) and `action` (episodes, T, A), or flat arrays and `length`. Where --env names a simulator that is installed, it
+    says what the numbers are if their count fits: qpos and qvel of a MuJoCo robot, or its observations. diffusion-policy has
+    as many actions as states: the last action of each episode is dropped.
 
     Example: ebmtraj data import pusht.zarr pusht-store.zarr --format diffusion-policy --control-timestep 0.1
     """
     from ebmtraj.datasets.interchange.formats import import_store
     from ebmtraj.datasets.interchange.source import Given, read_fields
+    from ebmtraj.envs.registry import describe_vectors
 
     state_fields, action_fields = read_fields(fields) if fields else (None, None)
-    given = Given(env, control_timestep, state_fields, action_fields, state_key, action_key)
+    given = Given(env, control_timestep, state_fields, action_fields, state_key, action_key, describe_vectors)
     with _shown() as report:
         made = import_store(source, store, form, given, overwrite=overwrite, resume=resume, on_progress=report)
     _tell(made, json_, source=source, format=form)

@@ -16,7 +16,7 @@ from ebmtraj.cli.common import Device, Json, Overwrite, Seed, print_json, say, s
 from ebmtraj.cli.shell import Shell
 from ebmtraj.config import build, parse_overrides, read_toml
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.runs import cores, machine, versions, write_json
+from ebmtraj.runs import CLEARED, clear, cores, holds_anything, machine, versions, write_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DemoRecipe:
 
 
 PANELS: dict[str, list[str]] = {"unconditional": [], "action_conditional": ["--actions"]}
-MARK = "demo.json"  # says that a folder is a demo's and may be replaced
+MARK = "demo.json"  # says that a folder is a demo's and may be replaced; `report.report_results` knows it by this
 
 
 def demo(
@@ -90,7 +90,7 @@ def demo(
     """Collect, train, roll out, evaluate and plan on a simulated hand with a cube, in a few minutes.
 
     Every stage is an ebmtraj command that you could type; results.json lists them all. It ends with the table of Frechet
-    distances, how far plans turn the cube, and the paths of figure, strip, GIF, film and results.
+    distances, how far plans turn the cube, and a report: one HTML page with all of it.
 
     Example: ebmtraj demo --out runs/demo
     """
@@ -180,8 +180,9 @@ def _stages(parts: DemoRecipe, out: Path, seed: int, shell: Shell) -> dict[str, 
 
 
 def _finish(results: dict[str, Any], out: Path) -> None:
-    """Draw both panels in one figure and write results.json."""
+    """Draw both panels in one figure, write results.json, and all of it as a page."""
     from ebmtraj.report.figures import frechet_figure
+    from ebmtraj.report.report_results import demo_report
 
     figure = frechet_figure(results["frechet_over_time"], out / "frechet.png", 0.04)
     results["figure"] = str(figure)
@@ -189,6 +190,7 @@ def _finish(results: dict[str, Any], out: Path) -> None:
     results["machine"] = machine()
     write_json(out / "results.json", results)
     results["results"] = str(out / "results.json")
+    results["report"] = str(demo_report(out))
 
 
 def _show(results: dict[str, Any]) -> None:
@@ -209,6 +211,7 @@ def _show(results: dict[str, Any]) -> None:
         say(f"no pictures of the hand: {results['pictures_missing']}")
     for label, path in (("figure", results["figure"]), *(("picture", p) for p in results["pictures"])):
         say(f"{label:<8} {path}")
+    say(f"report   {results['report']}; open it in any browser")
     say(f"results  {results['results']} ({results['seconds']['total']:.0f} s in all)")
 
 
@@ -250,14 +253,15 @@ def _read(recipe: Path | None) -> DemoRecipe:
 
 
 def _make_folder(out: Path, overwrite: bool) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or holds_anything(out)):
         if not (out / MARK).exists():
             raise EbmtrajError(f"{out} exists and is not a demo's folder; choose another --out")
         if not overwrite:
             raise EbmtrajError(f"{out} holds an earlier demo; give --overwrite to replace it, or another --out")
-        shutil.rmtree(out)
+        clear(out, last=MARK)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out / CLEARED, ignore_errors=True)
         (out / MARK).write_text("{}\n", encoding="utf-8")
     except OSError as error:
         raise EbmtrajError(f"can't make {out}: {error.strerror}") from None

@@ -7,21 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ebmtraj.cli import complete
 from ebmtraj.cli.common import Data, Device, Json, Overwrite, Seed, print_json, progress, say, stderr
 
 SIMULATED_STARTS = 100  # of the held-out episodes, with --simulator
-FLOORS = {  # metrics of the table, and what the truth scores
-    "frechet": "floor",
-    "frechet_changes": "floor_changes",
-    "sliced_wasserstein": "floor_sliced",
-    "c2st_rollout": "c2st_null",
-    "c2st_one_step": "c2st_one_step_null",
-}
-PLAIN = ("energy_score", "limit_violation", "diversity", "coverage90", "rotation_ratio", "net_rotation_ratio")
-AGAINST_TRUTH = {  # where the ratio to the truth is kept, and its name in the table
-    ("penetration", "ratio_mean"): "penetration / truth",
-    ("simulator", "diversity_ratio"): "diversity / simulator",
-}
 PICTURES = ("frechet.png", "strip.png", "rollouts.gif")
 
 
@@ -31,7 +20,9 @@ def evaluate_command(
     steps: Annotated[int, typer.Option(help="Control steps of each rollout.", min=1)] = 100,
     samples: Annotated[int, typer.Option(help="Futures of each start (the energy score needs two).", min=1)] = 4,
     starts: Annotated[int | None, typer.Option(help="Held-out episodes to start from. [default: all]", min=4)] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="train, validation or test.", autocompletion=complete.among(*complete.SPLITS))
+    ] = "test",
     simulator: Annotated[
         bool,
         typer.Option(
@@ -130,22 +121,16 @@ def _names(runs: list[Path]) -> dict[str, Path]:
 
 
 def _show(results: dict[str, Any]) -> None:
-    from ebmtraj.report.tables import evaluation_table, metrics_by_model, rich_table
+    from ebmtraj.report.tables import evaluation_table, rich_table, side_by_side
 
     if len(results) == 1:
         name, result = next(iter(results.items()))
         stderr.print(evaluation_table(result, name))
         return
-    wanted = [name for name in (*FLOORS, *PLAIN) if any(result.get(name) is not None for result in results.values())]
-    rows = metrics_by_model(results, wanted)
+    rows, not_ranked = side_by_side(results)
     first = next(iter(results.values()))
-    for name in set(FLOORS) & set(wanted):
-        rows[name]["floor"] = first.get(FLOORS[name])
-    for (name, key), label in AGAINST_TRUTH.items():
-        if any(result[name] for result in results.values()):
-            rows[label] = {model: (result[name] or {}).get(key) for model, result in results.items()}
     say(f"{first['starts']} held-out episodes x {first['steps']} steps")
-    stderr.print(rich_table(rows, not_ranked=(*PLAIN[2:], *AGAINST_TRUTH.values())))
+    stderr.print(rich_table(rows, not_ranked=not_ranked))
 
 
 def _draw(done: dict[str, Any], store: Any, folder: Path) -> tuple[list[str], str | None]:

@@ -37,7 +37,7 @@ def plan_command(
         Path | None, typer.Option(help="Where to write the result. [default: it is added to RUN/results.json]")
     ] = None,
     own_code: Annotated[
-        bool, typer.Option("--own-code", help="Allow terms module:function, which run code of your own.")
+        bool, typer.Option("--own-code", help="Allow terms module:function and environments module:id, which run code.")
     ] = False,
     video: Annotated[
         Path | None, typer.Option(help="Also a film, .mp4 or .gif: some episodes, each with a ghost of its plan.")
@@ -65,7 +65,7 @@ def plan_command(
 
     Of a term that is a constraint (keep-straight, keep-range, keep-height, obstacle), `kept` is the share of steps after
     which it holds in the simulator, `kept_means` what counts as holding. Terms that work against each other need more room:
-    --set reach=1.5.
+    --set reach=1.5. Of a term of your own (module:function with --own-code), `own` is its cost of what happened.
 
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """
@@ -73,7 +73,7 @@ def plan_command(
     from ebmtraj.datasets.store import Store
     from ebmtraj.device import choose_device, no_denormals, use_threads
     from ebmtraj.envs.pictures import make_scenery
-    from ebmtraj.envs.registry import make_batch
+    from ebmtraj.envs.registry import make_batch, refuse_code
     from ebmtraj.envs.viewer import Viewer, check_display
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.report.live import Live
@@ -103,8 +103,13 @@ def plan_command(
         hold=hold,
         device=where,
     )
-    shown = Shown.choose(trial.config.episodes, list(trial.names))
     made, controller = planner.environment, planner.controller
+    if made["env"] == "imported":
+        raise EbmtrajError(
+            f"run {run} was trained on data that names no simulator; import it with --env, a Gymnasium id, and train again"
+        )
+    refuse_code(made["env"], made["env_kwargs"], f"run {run}", own_code=own_code)
+    shown = Shown.choose(trial.config.episodes, list(trial.names))
     env = make_batch(made["env"], threads, made["state"], **{**made["env_kwargs"], **parse_overrides(env_set or [])})
     viewer = None
     try:
@@ -174,6 +179,8 @@ def _show(result: dict[str, Any], where_to: Path) -> None:
             f"{result['success_rate']:.1%} ± {result['success_se']:.1%} within 0.4 rad of their goals, "
             f"median error {result['median_error_rad']:.2f} rad"
         )
+    for label, cost in result.get("own", {}).items():
+        say(f"{label} came to {cost:.3f} ± {result['own_se'][label]:.3f} in the simulator, over whole episodes")
     for label, share in result.get("kept", {}).items():
         say(f"{label} kept {share:.1%} of the time ({result['kept_means'][label]})")
     say(f"{result['drop_rate']:.1%} dropped, {result['ms_per_step']:.2f} ms a step and episode; {where_to}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ebmtraj.cli.common import Json, Overwrite, Recipe, Resume, Seed, Set, print_json, progress, say
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_estimate
 
 app = typer.Typer(help="The data policy: train it, measure it.", no_args_is_help=True)
 
@@ -23,6 +24,7 @@ def train_command(
     set_: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Train the policy that turns the cube of hand-cube: six gaits, then a network that corrects them.
@@ -39,6 +41,11 @@ def train_command(
     if recipe is None and resume and (run / "config.toml").exists():
         recipe = run / "config.toml"
     config = from_recipe(PolicyConfig, recipe, overrides)
+    if dry_run:
+        from ebmtraj.report.estimate import estimate_policy
+
+        refuse_resume(resume)
+        tell_estimate(estimate_policy(run, config, overwrite=overwrite), json_)
     with progress() as bar:
         task = bar.add_task("training the policy", total=None, note="")
 

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ebmtraj.cli import complete
 from ebmtraj.cli.common import Device, Json, Overwrite, Resume, Seed, Set, Threads, print_json, progress, say
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_estimate
 from ebmtraj.cli.train import Budget, Recipe, RunDirectory, TrainingSeed, _train
 
 
@@ -20,13 +22,20 @@ def generator_command(
             "--data", help="25-gaussians, swiss-roll, checkerboard, a source of images (digits, mnist, ...) or a store."
         ),
     ] = "digits",
-    model: Annotated[str | None, typer.Option(help="vae (the default), glf, glow, flow, two-stage or vae-flow.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="vae (the default), glf, glow, flow, two-stage or vae-flow.",
+            autocompletion=complete.among(*complete.GENERATORS),
+        ),
+    ] = None,
     recipe: Recipe = None,
     set_: Set = None,
     seed: TrainingSeed = None,
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn a generator with a latent space, which `ebmtraj tilt` then improves.
@@ -35,11 +44,13 @@ def generator_command(
 
     Example: ebmtraj train generator --data digits --model vae --run runs/vae
     """
-    from ebmtraj.generators.fit import load_generator_recipe, train_generator
+    from ebmtraj.generators.fit import GENERATOR, load_generator_recipe, train_generator
 
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
     given = {"model": model, "data": data}
-    trained = _train(budget, load_generator_recipe, train_generator, given, lambda recipe: f"training {recipe.model}")
+    trained = _train(
+        budget, load_generator_recipe, train_generator, given, lambda recipe: f"training {recipe.model}", GENERATOR
+    )
     budget.tell(trained, ("model",), f"ebmtraj tilt {shlex.quote(str(run))}")
 
 
@@ -48,7 +59,10 @@ def tilt_command(
     out: Annotated[Path | None, typer.Option(help="The run directory of the tilt. [default: RUN/tilt]")] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="ratio (tell real from generated), likelihood (the paper's, by short chains), or both in turn."),
+        typer.Option(
+            help="ratio (tell real from generated), likelihood (the paper's, by short chains), or both in turn.",
+            autocompletion=complete.among(*complete.TILT_OBJECTIVES),
+        ),
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="langevin or mala.")] = None,
     samples: Annotated[int, typer.Option(help="Samples measured before and after, at most.", min=20)] = 5000,
@@ -59,6 +73,7 @@ def tilt_command(
     threads: Threads = 1,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn an energy that tilts a generator's latent space, and measure samples before and after.
@@ -83,6 +98,12 @@ def tilt_command(
     target = out or run / "tilt"
     overrides = [*(set_ or []), f"training.seed={seed}", f"training.threads={threads}"]
     recipe = tilt_recipe(run, overrides, objective=objective, method=sampler)
+    if dry_run:
+        from ebmtraj.generators.tilt_fit import TILT
+        from ebmtraj.report.estimate import estimate_training
+
+        refuse_resume(resume)
+        tell_estimate(estimate_training(TILT, recipe, target, device=device, overwrite=overwrite), json_)
     with progress() as bar:
         task = bar.add_task("tilting", total=recipe.training.steps, note="")
         found = tilt_run(

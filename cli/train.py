@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ebmtraj.cli import complete
 from ebmtraj.cli.common import Data, Device, Json, Overwrite, Resume, Set, print_json, progress, say
+from ebmtraj.cli.dry import DryRun, refuse_resume, tell_estimate
 
 if TYPE_CHECKING:
     from ebmtraj.training.loop import Progress, Result
@@ -30,11 +32,16 @@ def transition(
         str | None,
         typer.Option(
             help="Of the energy: dsm (base + energy by score matching, the default), cd (the paper's) or icd (cd with "
-            "its KL term)."
+            "its KL term).",
+            autocompletion=complete.among(*complete.TRANSITION_OBJECTIVES),
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="energy, or a baseline: fc, gaussian, ensemble, mdn, edm, flow, field, gru, ratio.")
+        str | None,
+        typer.Option(
+            help="energy, or a baseline: fc, gaussian, ensemble, mdn, edm, flow, field, gru, ratio.",
+            autocompletion=complete.among(*complete.TRANSITION_MODELS),
+        ),
     ] = None,
     actions: Annotated[
         bool | None, typer.Option("--actions/--no-actions", help="Learn E(s, a, s') instead of E(s, s').")
@@ -45,6 +52,7 @@ def transition(
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn a transition energy (or a baseline) from a store.
@@ -57,7 +65,7 @@ def transition(
     Example: ebmtraj train transition --data hand.zarr --run runs/hand --set training.steps=8000
     """
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.trajectories.fit import load_recipe, train_transition
+    from ebmtraj.trajectories.fit import TRANSITION, load_recipe, train_transition
     from ebmtraj.trajectories.registry import ENERGIES, MODELS
 
     if objective is not None and objective not in ENERGIES:
@@ -71,8 +79,8 @@ def transition(
             f"unknown model {model!r}; use one of energy, {', '.join(m for m in MODELS if m not in ENERGIES)}"
         )
     given = {"model": model or objective, "actions": actions, "data": data}
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
-    trained = _train(budget, load_recipe, train_transition, given, lambda recipe: f"training {recipe.model}")
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
+    trained = _train(budget, load_recipe, train_transition, given, lambda recipe: f"training {recipe.model}", TRANSITION)
     budget.tell(trained, ("model", "actions"), f"ebmtraj evaluate {shlex.quote(str(run))} --data {shlex.quote(data)}")
 
 
@@ -81,7 +89,11 @@ def plan(
     data: Data,
     run: RunDirectory,
     prior: Annotated[
-        str | None, typer.Option(help="What proposes actions: energy (the default), or field, a free vector field.")
+        str | None,
+        typer.Option(
+            help="What proposes actions: energy (the default), or field, a free vector field.",
+            autocompletion=complete.among(*complete.PRIORS),
+        ),
     ] = None,
     recipe: Recipe = None,
     set_: Set = None,
@@ -89,6 +101,7 @@ def plan(
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn what plans are made of: an energy of the next actions, and what actions are expected to lead to.
@@ -98,11 +111,11 @@ def plan(
 
     Example: ebmtraj train plan --data hand.zarr --run runs/plan --set training.steps=20000
     """
-    from ebmtraj.trajectories.plan_fit import load_plan_recipe, train_plan
+    from ebmtraj.trajectories.plan_fit import PLAN, load_plan_recipe, train_plan
 
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
     given = {"prior": prior, "data": data}
-    trained = _train(budget, load_plan_recipe, train_plan, given, lambda recipe: "training to plan")
+    trained = _train(budget, load_plan_recipe, train_plan, given, lambda recipe: "training to plan", PLAN)
     budget.tell(trained, ("prior",), f'ebmtraj plan {shlex.quote(str(run))} --task "{_a_task(trained[1].data)}"')
 
 
@@ -116,6 +129,7 @@ def sequence(
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn what plans of whole state sequences are made of: a transition energy E(s, s'), and an inverse model.
@@ -126,10 +140,12 @@ def sequence(
 
     Example: ebmtraj train sequence --data reacher.zarr --run runs/reach --set training.steps=8000
     """
-    from ebmtraj.trajectories.sequence_fit import load_sequence_recipe, train_sequence
+    from ebmtraj.trajectories.sequence_fit import SEQUENCE, load_sequence_recipe, train_sequence
 
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
-    trained = _train(budget, load_sequence_recipe, train_sequence, {"data": data}, lambda recipe: "training to plan")
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
+    trained = _train(
+        budget, load_sequence_recipe, train_sequence, {"data": data}, lambda recipe: "training to plan", SEQUENCE
+    )
     budget.tell(trained, (), f'ebmtraj plan {shlex.quote(str(run))} --task "{_a_task(trained[1].data, whole=True)}"')
 
 
@@ -141,7 +157,10 @@ def jem(
     ] = "digits",
     model: Annotated[
         str | None,
-        typer.Option(help="jem (score matching, the default), jem-cd (the papers'), or classifier, the same net alone."),
+        typer.Option(
+            help="jem (score matching, the default), jem-cd (the papers'), or classifier, the same net alone.",
+            autocompletion=complete.among(*complete.JOINT_MODELS),
+        ),
     ] = None,
     recipe: Recipe = None,
     set_: Set = None,
@@ -149,6 +168,7 @@ def jem(
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn a joint energy model: a classifier whose logits are an energy of the images, too.
@@ -160,15 +180,15 @@ def jem(
     Example: ebmtraj train jem --data digits --run runs/jem
     """
     from ebmtraj.errors import EbmtrajError
-    from ebmtraj.images.fit import load_image_recipe, train_image
+    from ebmtraj.images.fit import IMAGE, load_image_recipe, train_image
     from ebmtraj.images.registry import JOINT
 
     if model is not None and model not in JOINT:
         raise EbmtrajError(f"unknown model {model!r}; use one of {', '.join(JOINT)} (others: ebmtraj train image)")
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
     begun = resume and (run / "config.toml").exists()
     given = {"model": model or (None if recipe or begun else JOINT[0]), "data": data}
-    trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}")
+    trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}", IMAGE)
     budget.tell(trained, ("model",), f"ebmtraj ood {shlex.quote(str(run))}")
 
 
@@ -178,7 +198,10 @@ def clone(
     run: RunDirectory,
     label: Annotated[
         str | None,
-        typer.Option(help="What it is told: none (the default), axis (turned about next) or goal (an orientation reached)."),
+        typer.Option(
+            help="What it is told: none (the default), axis (turned about next) or goal (an orientation reached).",
+            autocompletion=complete.among(*complete.CLONE_LABELS),
+        ),
     ] = None,
     recipe: Recipe = None,
     set_: Set = None,
@@ -186,6 +209,7 @@ def clone(
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Learn to act as the data does: behaviour cloning, an opponent of plans in `ebmtraj compare plans`.
@@ -194,10 +218,10 @@ def clone(
 
     Example: ebmtraj train clone --data hand.zarr --run runs/clone --label axis
     """
-    from ebmtraj.trajectories.clone_fit import load_clone_recipe, train_clone
+    from ebmtraj.trajectories.clone_fit import CLONE, load_clone_recipe, train_clone
 
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_)
-    trained = _train(budget, load_clone_recipe, train_clone, {"label": label, "data": data}, lambda recipe: "cloning")
+    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
+    trained = _train(budget, load_clone_recipe, train_clone, {"label": label, "data": data}, lambda recipe: "cloning", CLONE)
     budget.tell(trained, ("label",))
 
 
@@ -213,6 +237,7 @@ class Budget:
     resume: bool
     overwrite: bool
     json: bool
+    dry: bool = False
 
     def tell(self, trained: tuple[Result, Any], named: tuple[str, ...], following: str | None = None) -> None:
         """Say what it came to, with these settings of the recipe in JSON, and the command that comes next."""
@@ -232,6 +257,7 @@ def _train(
     train: Callable[..., tuple[Result, Any]],
     given: dict[str, Any],
     doing: Callable[[Any], str],
+    kind: Any,
 ) -> tuple[Result, Any]:
     from ebmtraj.config import read_toml
     from ebmtraj.errors import EbmtrajError
@@ -243,7 +269,14 @@ def _train(
     # a resumed run goes on under its own recipe; what is given beside --resume must agree with it
     begun = budget.resume and (run / "config.toml").exists()
     settings = load(budget.recipe, overrides, given, read_toml(run / "config.toml") if begun else None)
+    if budget.dry:
+        from ebmtraj.report.estimate import estimate_training
+
+        refuse_resume(begun)
+        tell_estimate(estimate_training(kind, settings, run, device=budget.device, overwrite=budget.overwrite), budget.json)
     if budget.resume and not begun:
+        if any((run / "checkpoints").glob("*.safetensors")):
+            raise EbmtrajError(f"run {run} has lost its recipe, {run / 'config.toml'}; restore it, or choose another --run")
         say(f"{run} holds no run yet; beginning it")
     with progress() as bar:
         task = bar.add_task(doing(settings), total=settings.training.steps, note="")
@@ -260,11 +293,9 @@ def _train(
 def _a_task(data: str, whole: bool = False) -> str:
     """One that makes sense of the states of this store; `whole`: of plans that end in a goal."""
     from ebmtraj.datasets.store import Store
+    from ebmtraj.trajectories.trial import usual_task
 
-    kinds = {field.kind for field in Store.open(data).state_fields}
-    if "quaternion" in kinds:
-        return "joint-pose when=end" if whole else "rotate axis=z"
-    return "reach" if "position" in kinds else "joint-pose when=end"
+    return usual_task(Store.open(data).state_fields, whole=whole)
 
 
 def _note(p: Progress) -> str:

@@ -19,11 +19,12 @@ import numpy as np
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe, piece_offsets
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.writer import StoreWriter, refuse_taken
-from ebmtraj.datasets.zarr_files import is_vacant
+from ebmtraj.datasets.zarr_files import as_url, is_vacant
 from ebmtraj.envs.batch import BatchEnv, HandCubeBatch, StateChoice
 from ebmtraj.envs.policies import Policy, make_policy
 from ebmtraj.envs.registry import FAST_PATHS, make_batch
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import Backend, Pool, open_pool
 
 LIMIT_SHARE = 0.05  # of the collection's own steps are simulated again to find the open-loop limit,
@@ -88,6 +89,17 @@ def collect(
     """
     if overwrite and resume:
         raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a store, the second replaces it")
+    with only_writer(as_url(path), "store"):
+        return _collect(path, config, overwrite, resume, on_progress)
+
+
+def _collect(
+    path: str | Path,
+    config: CollectConfig,
+    overwrite: bool,
+    resume: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> CollectResult:
     if resume and not is_vacant(path):
         config = replace(config, state=_state_to_resume(path, config))
     env, policy = _made(config)

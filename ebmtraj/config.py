@@ -28,7 +28,7 @@ def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EbmtrajError(f"{what} {path} does not exist; check the path") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EbmtrajError(f"{what} {path} can't be read as TOML: {error}") from None
 
 
@@ -47,7 +47,9 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise EbmtrajError(f"--set {pair!r} is not of the form key=value, e.g. --set training.seconds=60")
         try:
             value = tomllib.loads(f"value = {text.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
+        except RecursionError:
+            raise EbmtrajError(f"--set {key}: its value is nested too deeply") from None
+        except ValueError:  # a text, or numbers and dates that TOML has and Python has not
             value = text.strip()
         branch = tree
         for part in parts[:-1]:

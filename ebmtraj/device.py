@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,3 +70,20 @@ def describe(device: torch.device) -> dict[str, Any]:
     """What a reader of a result must know of the device that made it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {"device": str(device), "device_name": name, "threads": torch.get_num_threads()}
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be had where the data would lie, as far as the system tells."""
+    free = [math.inf]
+    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/meminfo", encoding="ascii") as file:
+        free.append(1024 * int(next(line for line in file if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # a container's own limit; "max" where there is none
+        limit, used, parts = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat"))
+        cached = next(line for line in parts.splitlines() if line.startswith("inactive_file")).split()[1]
+        free.append(int(limit) - int(used) + int(cached))
+    if len(free) == 1:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # macOS: at least what there is in all
+            free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
+    if device.type == "cuda":
+        free.append(torch.cuda.mem_get_info(device)[0])
+    return min(free)

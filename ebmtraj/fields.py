@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ebmtraj.errors import EbmtrajError
 
 Kind = Literal["plain", "angle", "position", "quaternion"]
 KINDS: tuple[Kind, ...] = ("plain", "angle", "position", "quaternion")
 Symmetry = Literal["cube"]
+LARGEST = 1_000_000  # numbers of a field
 DEGREES = ("deg", "degree", "degrees", "°")
 
 
@@ -67,6 +68,8 @@ class Field:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise EbmtrajError(f"field {self.name!r}: unknown kind {self.kind!r}; use one of {', '.join(KINDS)}")
+        if not isinstance(self.size, int) or self.size > LARGEST:
+            raise EbmtrajError(f"field {self.name!r}: size {self.size!r}; give a whole number up to {LARGEST:,}")
         if self.size < 1 or (self.kind == "quaternion" and self.size != 4):
             raise EbmtrajError(f"field {self.name!r}: size {self.size} does not fit kind {self.kind!r}")
         for label in ("low", "high", "entries"):
@@ -165,3 +168,13 @@ def fields_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
         if any(field.name == fields[-1].name for field in fields[:-1]):
             raise EbmtrajError(f"field {fields[-1].name!r} comes twice; give each a name of its own")
     return tuple(fields)
+
+
+class Described(NamedTuple):
+    """What an environment says of vectors of its states and actions that came from elsewhere."""
+
+    state_fields: tuple[Field, ...]
+    action_fields: tuple[Field, ...]
+    control_timestep: float  # s
+    env_attributes: dict[str, Any]  # with which its episodes are stored
+    said: str  # what the states are taken for

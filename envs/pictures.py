@@ -72,7 +72,8 @@ def make_scenery(env_id: str, env_kwargs: dict[str, Any], state: str = "auto") -
             warnings.simplefilter("ignore")
             env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise EbmtrajError(f"{env_id}: Gymnasium cannot make it: {(str(error) or type(error).__name__)[:200]}") from error
+        reason = (str(error) or type(error).__name__)[:200]
+        raise EbmtrajError(f"{env_id}: its states cannot be drawn: Gymnasium cannot make it: {reason}") from error
     try:
         if not isinstance(getattr(env.unwrapped, "model", None), mujoco.MjModel) or state == "observation":
             raise EbmtrajError(f"{env_id}: its states cannot be drawn; the hand, particles and joints of MuJoCo robots can")

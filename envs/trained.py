@@ -246,6 +246,8 @@ def load_checkpoint(path: Path | None = None) -> Checkpoint:
     if path is None:
         with resources.as_file(resources.files("ebmtraj.envs") / "data" / SHIPPED) as shipped:
             return load_checkpoint(shipped)
+    if path.exists() and not path.is_file():
+        raise EbmtrajError(f"policy {path} is no file; check the path")
     try:
         content = path.read_bytes()
         with safe_open(path, framework="numpy") as file:
@@ -253,7 +255,7 @@ def load_checkpoint(path: Path | None = None) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError:
         raise EbmtrajError(f"policy {path} does not exist; make it with: ebmtraj policy train --run ...") from None
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise EbmtrajError(f"policy {path} is damaged: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("kind") != KIND:
         raise EbmtrajError(f"{path} is not a policy made by `ebmtraj policy train`; check the path")

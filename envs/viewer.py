@@ -15,9 +15,8 @@ from ebmtraj.envs.scenery import Overlay, Scenery
 from ebmtraj.errors import EbmtrajError
 
 
-def check_display() -> None:
-    """Raise `EbmtrajError` where no window can be opened."""
-    mend = "write a film instead: --video plan.mp4"
+def check_display(mend: str = "write a film instead: --video plan.mp4") -> None:
+    """Raise `EbmtrajError`, which says what to do instead, where no window can be opened."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise EbmtrajError(f"--interactive needs a display, and there is none here; {mend}")
     with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from commands import call
+from rich.console import Console
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -32,6 +34,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.nets.mlp import MLP
 from ebmtraj.report.continual_behaviours import LEARNERS as BEHAVIOURS
 from ebmtraj.report.continual_robot import score_forgetting
+from ebmtraj.report.continual_table import rich_continual
 
 SIZE, PLAN = 6, ((0, 1), (2, 3), (4,))
 QUICK = {"steps": 6, "batch": 8}
@@ -448,3 +451,14 @@ def test_behaviours_one_after_the_other(capfd: pytest.CaptureFixture[str], tmp_p
     code, _, err = call(capfd, "continual-robot", "--stores", f"{paths[0]}", "--out", tmp_path / "b.json")
     assert code == 2
     assert "at least two different stores" in err
+
+
+def test_tables_fit_into_a_terminal_of_80_characters() -> None:
+    results = json.loads((Path(__file__).parents[1] / "docs" / "results" / "continual.json").read_text())
+    console = Console(width=80, file=io.StringIO())
+    for table in rich_continual(results):
+        console.print(table)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    for row in results["rows"]:
+        assert row["title"].split(",")[0][:20] in said
+    assert "kept" in said

@@ -252,8 +252,12 @@ def test_a_store_is_whole_or_not_there_and_damage_is_seen(tmp_path: Path) -> Non
         store.read("all")
     import zarr
 
-    zarr.open_group(str(path), mode="r+")["label"][0] = 3
-    assert not ImageStore.open(path).verify()["ok"]
+    label: Any = zarr.open_group(str(path), mode="r+")["label"]
+    was, label[0] = label[0], 3
+    assert [bad["array"] for bad in ImageStore.open(path).verify()["bad_blocks"]] == ["label"]
+    with pytest.raises(EbmtrajError, match="array label is not the one that was written"):
+        ImageStore.open(path).read("train")
+    label[0] = was
     chunk = next(file for file in (path / "pixels" / "c").rglob("*") if file.is_file())
     chunk.write_bytes(chunk.read_bytes()[:-3])
     with pytest.raises(EbmtrajError, match="array pixels can't be read"):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.report import video
-from ebmtraj.report.figures import _kept, _running_mean, frechet_figure, training_figure
+from ebmtraj.report.figures import _running_mean, frechet_figure, kept_rows, training_figure
 from ebmtraj.report.style import GREY, LOOKS, look, ordered
 from ebmtraj.report.tables import evaluation_table, markdown_table, metrics_by_model, number, rich_table
 
@@ -115,7 +115,7 @@ def test_training_figure_shows_loss_validation_and_roll_backs(tmp_path: Path) ->
 def test_rows_that_a_roll_back_undid_are_left_out() -> None:
     rows = [{"step": s} for s in (10, 20, 30, 40)]
     event = {"step": 20, "event": "rolled back"}
-    assert _kept([*rows, event, {"step": 25}]) == [{"step": 10}, {"step": 20}, event, {"step": 25}]
+    assert kept_rows([*rows, event, {"step": 25}]) == [{"step": 10}, {"step": 20}, event, {"step": 25}]
 
 
 def test_running_mean_keeps_a_line_and_averages_noise() -> None:
@@ -218,16 +218,16 @@ def test_evaluation_table_sets_the_model_beside_the_truth() -> None:
 LABELS = ("truth", "ebm", "gaussian", "fc")
 
 
-class FakeRenderer:
+class FakePicturer:
     """Draws a state as a plain picture of its first number, so that layout can be tested where OpenGL is missing."""
 
-    def __init__(self, env_id: str, width: int, height: int, samples: int = 0) -> None:
-        self.shape = (height, width, 3)
+    def __init__(self, env_id: str, env_kwargs: dict, size: tuple[int, int], **_: object) -> None:
+        self.shape = (*size[::-1], 3)
 
-    def frames(self, states: np.ndarray) -> np.ndarray:
-        return np.stack([np.full(self.shape, int(state[0]), np.uint8) for state in states])
+    def frame(self, state: np.ndarray) -> np.ndarray:
+        return np.full(self.shape, int(state[0]), np.uint8)
 
-    def __enter__(self) -> FakeRenderer:
+    def __enter__(self) -> FakePicturer:
         return self
 
     def __exit__(self, *_: object) -> None: ...
@@ -235,7 +235,7 @@ class FakeRenderer:
 
 @pytest.fixture
 def plain_rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    monkeypatch.setattr(video, "Renderer", FakeRenderer)
+    monkeypatch.setattr(video, "make_picturer", FakePicturer)
     rows = {label: np.zeros((STEPS + 1, 3)) for label in LABELS}
     for place, states in enumerate(rows.values()):
         states[:, 0] = 40 * place + np.arange(STEPS + 1)

@@ -216,7 +216,8 @@ def test_a_kill_at_any_write_loses_nothing_committed(tmp_path: Path, monkeypatch
         left[0] = 10**9
         episodes = Store.open(path).episodes
         seen.add(episodes)
-        assert not Store.open(path).complete
+        opened = Store.open(path)
+        assert not opened.complete or opened.content_hash == expected  # nothing left to do but to trim its arrays
         assert episodes in ends
         assert verify(path)["ok"]
         if episodes:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from older import unseal_run
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -442,7 +443,7 @@ def test_a_resume_never_changes_where_the_data_is(chunked: Path, tmp_path: Path,
     auto, path = recipe_for(chunked, "gaussian"), tmp_path / "run"
     assert auto.stream == "auto"
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "_free_memory", lambda device: 1000)
+        patch.setattr(fit, "free_memory", lambda device: 1000)
         _, ran = train_transition(auto, path, device="cpu")
     assert ran.stream is True
     assert "stream = true\n" in (path / "config.toml").read_text()
@@ -456,8 +457,9 @@ def test_a_resume_never_changes_where_the_data_is(chunked: Path, tmp_path: Path,
     assert plenty.stream is False
     old = (tmp_path / "other" / "config.toml").read_text()
     (tmp_path / "other" / "config.toml").write_text(old.replace("stream = false\n", ""))  # begun before there was a choice
+    unseal_run(tmp_path / "other")
     assert train_transition(auto, tmp_path / "other", device="cpu", resume=True)[1].stream is False
-    assert 10**6 < fit._free_memory(torch.device("cpu")) < 10**14
+    assert 10**6 < fit.free_memory(torch.device("cpu")) < 10**14
     with pytest.raises(EbmtrajError, match="stream"):
         recipe_for(chunked, "gaussian", "stream=maybe")
 

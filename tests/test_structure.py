@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 AT_ROOT = ("envs", "datasets", "cli")
 LAYERS = (
-    ("errors", "fields", "config", "device", "runs", "parallel"),
+    ("errors", "fields", "config", "device", "locks", "seal", "runs", "parallel"),
     ("nets", "samplers", "envs", "datasets"),
     ("energies",),
     ("training",),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from older import unseal_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -386,6 +387,9 @@ def test_a_run_from_before_a_setting_is_resumed(hand_store: Path, whole_runs: di
     kept = [line for line in text.splitlines() if not line.startswith(new)]
     assert len(kept) == len(text.splitlines()) - len(new)
     (tmp_path / "old" / "config.toml").write_text("\n".join(kept))
+    with pytest.raises(EbmtrajError, match=r"config\.toml is not the recipe that checkpoint"):
+        train(recipe_for(hand_store), tmp_path / "old", resume=True)
+    unseal_run(tmp_path / "old")
     train(recipe_for(hand_store), tmp_path / "old", resume=True)
     with pytest.raises(EbmtrajError, match=r"begun with network\.rotation = 'world', not 'body'"):
         train(recipe_for(hand_store, "dsm", "network.rotation=body"), tmp_path / "old", resume=True)

@@ -54,7 +54,7 @@ class Window:
 @pytest.fixture
 def window(monkeypatch: pytest.MonkeyPatch) -> list[Window]:
     made: list[Window] = []
-    monkeypatch.setattr(viewer, "check_display", lambda: None)
+    monkeypatch.setattr(viewer, "check_display", lambda *_: None)
     monkeypatch.setattr(mujoco.viewer, "launch_passive", lambda *a, **k: made.append(Window(*a, **k)) or made[-1])
     return made
 
@@ -101,3 +101,36 @@ def test_an_episode_is_shown_as_it_goes_on(window: list[Window]) -> None:
         made.open = False
         assert not shown.show(done.states[0, 0].numpy(), Overlay())
         assert len(made.shown) == 4
+
+
+def test_rollouts_are_played_until_the_window_is_closed(window: list[Window]) -> None:
+    from ebmtraj.cli.rollout import play
+
+    env = make_batch("Reacher-v5", 1, "physics")
+    env.close()
+    rows = {"truth": np.zeros((3, 8), np.float32), "future 1": np.zeros((3, 8), np.float32)}
+    rows["future 1"][:, 0] = 0.1 * np.arange(3)
+    with viewer.Viewer(make_scenery("Reacher-v5", {}), 0.001) as shown:
+        made = window[-1]
+        sync = made.sync
+
+        def sync_and_close() -> None:
+            sync()
+            if len(made.shown) == 8:  # two beyond one round
+                made.open = False
+
+        made.sync = sync_and_close  # type: ignore[method-assign]
+        play(shown, rows)
+    assert len(made.shown) == 8
+    assert [qpos[0] for qpos, _ in made.shown[3:6]] == pytest.approx([0.0, 0.1, 0.2])
+    assert made.texts[4] == "future 1, step 1 of 2"
+
+
+def test_a_rollout_without_a_display_says_so_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    code, out, err = call(capfd, "rollout", tmp_path / "none", "--data", tmp_path / "none.zarr", "--interactive")
+    assert (code, out) == (2, "")
+    assert err == "error: --interactive needs a display, and there is none here; write a film instead: --gif futures.gif\n"

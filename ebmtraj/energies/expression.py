@@ -47,7 +47,10 @@ Tree = Leaf | Node
 
 def parse(text: str) -> Tree:
     """The tree of an expression; raises `EbmtrajError` that names the column where it can't be read."""
-    return _Parser(text).whole()
+    try:
+        return _Parser(text).whole()
+    except RecursionError:
+        raise EbmtrajError("the expression is nested too deeply; use fewer brackets") from None
 
 
 def leaves(tree: Tree) -> list[Leaf]:

@@ -16,7 +16,7 @@ from ebmtraj.generators.flow import GLF, FlowGenerator, VAEFlow
 from ebmtraj.generators.glow import Glow
 from ebmtraj.generators.model import Generator
 from ebmtraj.generators.vae import VAE, TwoStageVAE
-from ebmtraj.training.checkpoint import load_tensors, load_weights
+from ebmtraj.training.checkpoint import bounded, load_tensors, load_weights
 from ebmtraj.training.run import read_run
 
 GENERATORS: Mapping[str, type[Generator]] = {
@@ -82,6 +82,7 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> tuple[Gene
         shape, levels = [int(size) for size in header["shape"]], int(header["levels"])
     except (KeyError, TypeError, ValueError) as error:
         raise EbmtrajError(f"checkpoint {path}: its header is damaged ({error})") from None
-    model = make_generator(name, shape, levels, network=network, source=f"checkpoint {path}: network")
+    with bounded(tensors, path):
+        model = make_generator(name, shape, levels, network=network, source=f"checkpoint {path}: network")
     load_weights(model, tensors, path)
     return model.to(device).eval().requires_grad_(False), header

@@ -78,8 +78,8 @@ class Tilt(Trainable):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """What moves the energy to a device moves the generator, too."""
-        self.base._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.base._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
     def base(self) -> Generator:

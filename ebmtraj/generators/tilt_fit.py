@@ -21,7 +21,7 @@ from ebmtraj.generators.model import Generator
 from ebmtraj.generators.registry import load_generator
 from ebmtraj.generators.tilt import Tilt, TiltConfig, check_events, make_tilt
 from ebmtraj.runs import Run
-from ebmtraj.training.checkpoint import load_tensors, load_weights
+from ebmtraj.training.checkpoint import bounded, load_tensors, load_weights
 from ebmtraj.training.loop import Progress, Result, train
 from ebmtraj.training.run import CHECKPOINT, Kind, read_run, train_run
 from ebmtraj.training.settings import TrainingConfig
@@ -137,7 +137,8 @@ def load_tilt(path: Path, base: Generator | None = None, device: torch.device | 
             raise EbmtrajError(f"generator {found} was trained anew since tilt {path}; make it again with --overwrite")
         base, _ = load_generator(found, device)
     config: TiltConfig = recipes.build(TiltConfig, recipes.to_plain(header["network"]), f"checkpoint {checkpoint}: network")
-    tilt = make_tilt(base, config)
+    with bounded(tensors, checkpoint):
+        tilt = make_tilt(base, config)
     load_weights(tilt, tensors, checkpoint)
     return tilt.to(device).eval().requires_grad_(False), header
 

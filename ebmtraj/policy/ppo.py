@@ -132,7 +132,9 @@ class Task:
         velocity = self.physics[:, 32:62] * np.r_[np.full(24, 0.3), np.full(3, 4.0), np.full(3, 0.4)]
         return features, np.concatenate([features, np.clip(velocity, -8, 8), rule], axis=1), base, random
 
-    def step(self, base: Array, output: Array, random: NDArray[np.bool_]) -> tuple[Array, Array, NDArray, NDArray]:
+    def step(
+        self, base: Array, output: Array, random: NDArray[np.bool_]
+    ) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_]]:
         """Act; return rewards (B,), turning about the command (B,), who dropped and whose time is over (B,)."""
         config, generator = self.config, self.generator
         axis = self.memory.axis

@@ -14,6 +14,7 @@ import torch
 from ebmtraj.config import build, first_difference, read_toml, to_plain, to_toml
 from ebmtraj.envs.trained import AXIS_NAMES, Body, save_checkpoint
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.locks import only_writer
 from ebmtraj.policy.gaits import GaitConfig, reversed_gait, search_gait
 from ebmtraj.policy.ppo import Iteration, Layers, PPOConfig, train_residual
 from ebmtraj.policy.simulator import Array, TrainingSimulator, draw_starts
@@ -77,6 +78,17 @@ def train_policy(
     """
     if overwrite and resume:
         raise EbmtrajError("choose one of --resume and --overwrite: the first goes on with a run, the second replaces it")
+    with only_writer(path, "run"):
+        return _train_policy(path, config, resume, overwrite, on_progress)
+
+
+def _train_policy(
+    path: Path,
+    config: PolicyConfig,
+    resume: bool,
+    overwrite: bool,
+    on_progress: Callable[[Progress], None] | None,
+) -> TrainedResult:
     run = _open(path, config, resume, overwrite)
     clock = _Clock(run.path / "stages.json")
     simulator = TrainingSimulator(config.threads, config.timestep)

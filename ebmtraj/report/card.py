@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from ebmtraj.envs.render import can_render
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.arrays import quaternion_slices, rotation_between, unit_quaternions
 from ebmtraj.fields import Field, slices, total_size
+from ebmtraj.report import page
 from ebmtraj.report.style import GREY, INK, LOOKS
 from ebmtraj.report.tables import number
 from ebmtraj.report.video import strip
@@ -33,7 +31,6 @@ BINS = 40
 COLUMNS = 6  # histograms a row
 STRIP_MOMENTS = 6
 SURVEY_ROWS = 32_768  # state rows held at a time
-DOTS = 110  # dots an inch: a card of 51 histograms stays below a megabyte
 Progress = Callable[[str, int, int], None]  # what is being done, episodes done, episodes in all
 
 
@@ -236,16 +233,6 @@ def card_facts(store: Store, found: Survey) -> dict[str, Any]:
 
 # the page
 
-_CSS = """
-body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:2rem auto;max-width:1000px;padding:0 1rem}
-h1{font-size:1.7rem;margin-bottom:.2rem}h2{font-size:1.25rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;width:100%;font-size:.92rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #eee;
-text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.tiles{display:flex;flex-wrap:wrap;gap:.7rem;margin:1rem 0}.tile{background:#f4f4f0;border-radius:8px;padding:.6rem 1rem;
-min-width:8rem}.tile b{display:block;font-size:1.3rem}.tile span{color:#555;font-size:.85rem}img{max-width:100%;height:auto}
-code{overflow-wrap:anywhere;font-size:.88rem}p.note{color:#555;font-size:.9rem}summary{cursor:pointer;margin:.5rem 0}
-"""
-
 
 def _page(store: Store, found: Survey, facts: Mapping[str, Any]) -> str:
     env = str(store.attributes["env"])
@@ -260,13 +247,11 @@ def _page(store: Store, found: Survey, facts: Mapping[str, Any]) -> str:
     for name, turn in facts["turning_per_100_steps"].items():
         tiles.append((f"{number(turn['net_mean'])} rad", f"{name} turns in 100 steps, net (mean)"))
     body = [
-        f"<h1>{_text(Path(store.path).name)}</h1>",
-        f"<p class=note>Data card of a store of rollouts of <b>{_text(env)}</b>"
+        f"<h1>{page.text(Path(store.path).name)}</h1>",
+        f"<p class=note>Data card of a store of rollouts of <b>{page.text(env)}</b>"
         + ("" if store.complete else " (not finished yet)")
         + ".</p>",
-        '<div class="tiles">',
-        *(f'<div class="tile"><b>{_text(figure)}</b><span>{_text(what)}</span></div>' for figure, what in tiles),
-        "</div>",
+        page.tiles(tiles),
         "<h2>Frames</h2>",
         _frames(store, found),
         "<h2>Fields</h2>",
@@ -274,7 +259,7 @@ def _page(store: Store, found: Survey, facts: Mapping[str, Any]) -> str:
     ]
     if found.net:
         body += ["<h2>Rotation</h2>", _rotation_table(facts)]
-        body += [_picture(_rotation_figure(store, name, found.net[name]), f"turning of {name}") for name in found.net]
+        body += [page.plot(_rotation_figure(store, name, found.net[name]), f"turning of {name}") for name in found.net]
     body += ["<h2>Episodes and how they end</h2>", _ends(store, ended), "<h2>Histograms</h2>"]
     body.append("<p class=note>Every row of the store; dashed lines are hard limits; heights are not comparable.</p>")
     for label, columns in (("state", found.state), ("action", found.action)):
@@ -283,13 +268,9 @@ def _page(store: Store, found: Survey, facts: Mapping[str, Any]) -> str:
             figure = _histograms(field, columns, start)
             start += field.size
             unit = f", {field.unit}" if field.unit else ""
-            body += [f"<h3>{label}: {_text(field.name + unit)}</h3>", _picture(figure, f"histograms of {field.name}")]
+            body += [f"<h3>{label}: {page.text(field.name + unit)}</h3>", page.plot(figure, f"histograms of {field.name}")]
     body += ["<h2>Every number</h2>", _number_table(found), "<h2>Provenance</h2>", _provenance(store)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>{_text(Path(store.path).name)}: data card</title>'
-        f"<style>{_CSS}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
+    return page.document(f"{Path(store.path).name}: data card", body)
 
 
 def _frames(store: Store, found: Survey) -> str:
@@ -302,9 +283,9 @@ def _frames(store: Store, found: Survey) -> str:
                 moments = np.unique(np.linspace(0, len(state) - 1, STRIP_MOMENTS).round().astype(int)).tolist()
                 file = Path(folder) / "strip.png"
                 strip({f"episode {index}": state}, env, file, moments, store.control_timestep, tile=200)
-                images.append(f"<p class=note>{_text(label)}</p>{_image(file.read_bytes(), label)}")
+                images.append(f"<p class=note>{page.text(label)}</p>{page.image(file.read_bytes(), label)}")
     except EbmtrajError as error:
-        return f"<p class=note>No frames: {_text(str(error))}</p>"
+        return f"<p class=note>No frames: {page.text(str(error))}</p>"
     return "\n".join(images)
 
 
@@ -333,8 +314,8 @@ def _field_table(found: Survey) -> str:
             seen = _span(columns.low[place].min(), columns.high[place].max())
             kind = f"{field.kind} of a {field.symmetry}" if field.symmetry else field.kind
             rows.append((label, field.name, kind, field.unit or "-", str(field.size), seen, limits))
-    notes = [f"<p class=note>{_text(note)}</p>" for columns in (found.state, found.action) for note in _couplings(columns)]
-    return _table(("of", "field", "kind", "unit", "numbers", "seen", "limits"), rows, words=4) + "".join(notes)
+    notes = [page.note(note) for columns in (found.state, found.action) for note in _couplings(columns)]
+    return page.table(("of", "field", "kind", "unit", "numbers", "seen", "limits"), rows, words=4) + "".join(notes)
 
 
 def _couplings(columns: Columns) -> Iterator[str]:
@@ -359,7 +340,7 @@ def _number_table(found: Survey) -> str:
         ]
         values = zip(columns.low, columns.high, columns.mean, columns.std, strict=True)
         rows += [(name, *map(_number, row)) for name, row in zip(names, values, strict=True)]
-    table = _table(("name", "min", "max", "mean", "std"), rows)
+    table = page.table(("name", "min", "max", "mean", "std"), rows)
     return f"<details><summary>Ranges, means and spreads</summary>{table}</details>"
 
 
@@ -371,17 +352,7 @@ def _rotation_table(facts: Mapping[str, Any]) -> str:
         rows.append((name, *map(_number, cells), *axes))
     head = ("rad in 100 steps", "net, mean", "10 %", "median", "90 %", "path, mean", "about x", "about y", "about z")
     note = "Net: norm of the sum of per-step rotation vectors in the world frame; path: sum of their norms."
-    return f"{_table(head, rows)}<p class=note>{note}</p>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table whose first `words` columns are words, the others numbers."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        inner = (f"<{tag}{'' if i < words else ' class=n'}>{_text(cell)}</{tag}>" for i, cell in enumerate(cells))
-        return f"<tr>{''.join(inner)}</tr>"
-
-    return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+    return f"{page.table(head, rows)}<p class=note>{note}</p>"
 
 
 def _ends(store: Store, ended: str) -> str:
@@ -401,7 +372,7 @@ def _ends(store: Store, ended: str) -> str:
     axis.set_xlabel("steps an episode", fontsize=10, color=INK)
     axis.set_ylabel("episodes", fontsize=10, color=INK)
     axis.legend(frameon=False, fontsize=9)
-    return text + _picture(figure, "lengths of episodes")
+    return text + page.plot(figure, "lengths of episodes")
 
 
 def _rotation_figure(store: Store, name: str, net: NDArray[np.float64]) -> Figure:
@@ -460,10 +431,10 @@ def _provenance(store: Store) -> str:
     cells = []
     for key, value in rows.items():
         text = value if isinstance(value, str) else json.dumps(value, indent=1 if isinstance(value, dict) else None)
-        inner = f"<code>{_text(text)}</code>"
+        inner = f"<code>{page.text(text)}</code>"
         if len(text) > 600:
             inner = f"<details><summary>{len(text):,} characters</summary>{inner}</details>"
-        cells.append(f"<tr><td>{_text(key)}</td><td>{inner}</td></tr>")
+        cells.append(f"<tr><td>{page.text(key)}</td><td>{inner}</td></tr>")
     return f"<table>{''.join(cells)}</table>"
 
 
@@ -478,20 +449,6 @@ def _figure(rows: int, columns: int, height: float, inches: float = 9.0) -> tupl
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color("#b0b0b0")
     return figure, axes
-
-
-def _picture(figure: Figure, label: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS, metadata={"Software": None})
-    return _image(buffer.getvalue(), label)
-
-
-def _image(data: bytes, label: str) -> str:
-    return f'<img alt="{_text(label)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-
-
-def _text(value: str) -> str:
-    return html.escape(str(value))
 
 
 def _number(value: float) -> str:

@@ -21,6 +21,7 @@ from ebmtraj.datasets.windows import SPLITS, trajectories
 from ebmtraj.device import generator, use_threads
 from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.fields import total_size
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import Pool, open_pool
 from ebmtraj.report.assess import Assessment, assess, load_run, simulator_futures
 from ebmtraj.report.compare_rows import TASKS, Row, network_of, recipe_of
@@ -169,7 +170,7 @@ def run_jobs(
     waves = [[job for job in jobs if (job.row.sampler_of is None) == own and job.outcome() is None] for own in (True, False)]
     most = max(map(len, waves), default=0)
     if most:
-        with open_pool(min(workers or cores(), most)) as pool:
+        with only_writer(jobs[0].comparison.runs, "comparison"), open_pool(min(workers or cores(), most)) as pool:
             _set_budgets(waves[0], pool)
             for wave in waves:
                 for job, outcome in zip(wave, pool.map(work, wave, lambda job: str(job.path)), strict=True):

@@ -29,6 +29,7 @@ from ebmtraj.evaluation.sprite_judge import (
 from ebmtraj.images.compose import load_concepts
 from ebmtraj.images.fit import train_image
 from ebmtraj.images.registry import load_image_model
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.compare_composition import (
     CONCEPTS,
@@ -62,7 +63,7 @@ def run_composition_jobs(
         open_images(data)  # made once, before several want it
     waiting = [job for job in jobs if job.outcome() is None]
     if waiting:
-        with open_pool(min(workers or cores(), len(waiting))) as pool:
+        with only_writer(jobs[0].comparison.runs, "comparison"), open_pool(min(workers or cores(), len(waiting))) as pool:
             for job, outcome in zip(waiting, pool.map(work, waiting, lambda job: str(job.path)), strict=True):
                 on_done(job, outcome)
 

@@ -16,7 +16,7 @@ from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import SPLITS
 from ebmtraj.envs.batch import BatchEnv
-from ebmtraj.envs.registry import make_batch
+from ebmtraj.envs.registry import make_batch, refuse_code
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.report.jobs import OUTCOME, open_folder, same
 from ebmtraj.runs import read_json
@@ -25,8 +25,7 @@ from ebmtraj.trajectories.controllers.registry import CONTROLLERS, find_controll
 from ebmtraj.trajectories.controllers.trainings import TRAININGS
 from ebmtraj.trajectories.costs import parse_task
 from ebmtraj.trajectories.measure import Goals, held_out_goals
-from ebmtraj.trajectories.plan_fit import environment_of
-from ebmtraj.trajectories.stored import check_complete, check_episodes
+from ebmtraj.trajectories.stored import check_complete, check_episodes, environment_of
 
 GOALS = "goals.safetensors"
 
@@ -232,6 +231,7 @@ def prepare_plans(comparison: PlanComparison, store: Store, *, resume: bool = Fa
 def environment(store: Store) -> BatchEnv:
     """The simulator of a store; raises `EbmtrajError` where its states or actions are others now."""
     made = environment_of(store)
+    refuse_code(made["env"], made["env_kwargs"], "the compared run")
     env = make_batch(made["env"], 1, made["state"], **made["env_kwargs"])
     if env.state_fields != store.state_fields or env.action_fields != store.action_fields:
         env.close()

@@ -14,6 +14,7 @@ from ebmtraj.device import no_denormals, use_threads
 from ebmtraj.envs.batch import BatchEnv
 from ebmtraj.errors import DivergedError
 from ebmtraj.fields import slices
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.compare_plans import GOALS, TASKS, Jobs, PlanComparison, PlanJob, TrainJob, environment
 from ebmtraj.report.jobs import BUDGETS, OUTCOME, finite, set_budgets
@@ -45,7 +46,7 @@ def run_plan_jobs(
     most = max(len(trainings), len(plans))
     if most == 0:
         return
-    with open_pool(min(workers or cores(), most)) as pool:
+    with only_writer(jobs[1][0].comparison.runs, "comparison"), open_pool(min(workers or cores(), most)) as pool:
         timed = {job.name: (job, job.recipe().training.seconds) for job in trainings}
         budgets = {name: (job, seconds) for name, (job, seconds) in timed.items() if seconds is not None}
         if budgets:

@@ -24,6 +24,7 @@ from ebmtraj.generators.registry import load_generator
 from ebmtraj.generators.tilt_fit import load_tilt, tilt_recipe, train_tilt
 from ebmtraj.images.fit import ImageRecipe, train_image
 from ebmtraj.images.registry import load_image_model
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.compare_images_run import flat
 from ebmtraj.report.compare_tilting import NONE, ROWS, TiltJob
@@ -47,7 +48,7 @@ def run_tilt_jobs(
     judge_of(open_images(jobs[0].comparison.data), folder=jobs[0].comparison.runs)
     waiting = [job for job in jobs if job.outcome() is None]
     if waiting:
-        with open_pool(min(workers or cores(), len(waiting))) as pool:
+        with only_writer(jobs[0].comparison.runs, "comparison"), open_pool(min(workers or cores(), len(waiting))) as pool:
             for job, outcome in zip(waiting, pool.map(work, waiting, lambda job: str(job.path)), strict=True):
                 on_done(job, outcome)
 

@@ -20,6 +20,7 @@ from ebmtraj.datasets.images import ImageStore, open_images
 from ebmtraj.device import no_denormals, use_threads
 from ebmtraj.errors import DivergedError, EbmtrajError
 from ebmtraj.evaluation.calibration import calibration_error, fit_temperature
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.jobs import OUTCOME, finite, open_folder, same
 from ebmtraj.runs import cores, read_json, write_json
@@ -178,7 +179,7 @@ def run_jobs(
     """Do what is not done, `workers` jobs at once, one thread each; what is done stays done."""
     waiting = [job for job in jobs if job.outcome() is None]
     if waiting:
-        with open_pool(min(workers or cores(), len(waiting))) as pool:
+        with only_writer(jobs[0].trial.runs, "trial"), open_pool(min(workers or cores(), len(waiting))) as pool:
             for job, outcome in zip(waiting, pool.map(work, waiting, lambda job: str(job.path)), strict=True):
                 on_done(job, outcome)
 
@@ -188,7 +189,7 @@ def work(job: Job) -> dict[str, Any]:
     use_threads(1)
     outcome: dict[str, Any] = {"asked": job.asked(), "diverged": None, "courses": {}}
     with threadpool_limits(1), no_denormals():
-        stream = _stream(job.trial)
+        stream = stream_of(job.trial)
         try:
             for course in take_course(stream, job.name, job.scenarios, job.seed, job.settings):
                 outcome["courses"][course.scenario] = facts(course, stream)
@@ -202,7 +203,8 @@ def work(job: Job) -> dict[str, Any]:
 _STREAMS: dict[tuple[Any, ...], Stream] = {}  # of this process: jobs of one trial share it
 
 
-def _stream(trial: Trial) -> Stream:
+def stream_of(trial: Trial) -> Stream:
+    """The tasks of a trial; read once in a process."""
     key = (trial.data, trial.plan, trial.split)
     if key not in _STREAMS:
         _STREAMS.clear()

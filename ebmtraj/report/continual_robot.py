@@ -22,6 +22,7 @@ from ebmtraj.datasets.windows import Transitions, trajectories
 from ebmtraj.device import no_denormals, use_threads
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.scores import energy_score
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.continual_behaviours import LEARNERS, BehaviourLearner, JointlyTrained, Mixture, RobotTrial
 from ebmtraj.report.jobs import OUTCOME, finite, open_folder
@@ -109,7 +110,7 @@ def run_robot(
     """Do what is not done, `workers` jobs at once, one thread each; a job that was killed starts anew, to the same bits."""
     waiting = [job for job in jobs if job.outcome() is None]
     if waiting:
-        with open_pool(min(workers or cores(), len(waiting))) as pool:
+        with only_writer(jobs[0].trial.runs, "trial"), open_pool(min(workers or cores(), len(waiting))) as pool:
             for job, outcome in zip(waiting, pool.map(work_robot, waiting, lambda job: str(job.path)), strict=True):
                 on_done(job, outcome)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from ebmtraj.runs import write_atomic
 
 NAMES = {"class": "class-incremental", "task": "task-incremental", "domain": "domain-incremental"}
+WIDE = 3  # columns of a table that fits into 80 characters
 HEADER = ("accuracy, %", "forgetting, %", "forward, %", "ECE", "offset of energies", "kept, numbers", "core s")
 
 
@@ -99,13 +100,15 @@ def rich_continual(results: Mapping[str, Any]) -> list[Table]:
     tables = []
     for scenario, says in results["protocol"]["scenarios"].items():
         lines = lines_of(results, scenario)
-        table = Table(title=says, title_justify="left", header_style="bold")
-        table.add_column("")
-        for k in _filled(lines):
-            table.add_column(HEADER[k].replace(", ", ",\n"), justify="right", no_wrap=True)
-        for line in lines:
-            table.add_row(line[0], *(line[k + 1].replace("**", "") for k in _filled(lines)))
-        tables.append(table)
+        filled = _filled(lines)
+        for first in range(0, len(filled), WIDE):
+            table = Table(title=says if first == 0 else None, title_justify="left", header_style="bold")
+            table.add_column("", min_width=28)
+            for k in filled[first : first + WIDE]:
+                table.add_column(HEADER[k].replace(", ", ",\n"), justify="right", no_wrap=True)
+            for line in lines:
+                table.add_row(line[0], *(line[k + 1].replace("**", "") for k in filled[first : first + WIDE]))
+            tables.append(table)
     return tables
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
@@ -18,7 +19,12 @@ ROUNDING = 1e-6  # a distance below this is zero but for rounding
 
 
 def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, control_timestep: float | None = None) -> Path:
-    """Draw Frechet distance over time, one panel a kind of model, one line a model, and write it as PNG.
+    """Write `frechet_chart` as PNG; raises `EbmtrajError` where there is nothing to draw."""
+    return save(frechet_chart(curves, control_timestep), path)
+
+
+def frechet_chart(curves: Mapping[str, Mapping[str, ArrayLike]], control_timestep: float | None = None) -> Figure:
+    """Draw Frechet distance over time, one panel a kind of model, one line a model.
 
     curves: {panel: {model: (T+1,) values}}; `floor` is the dashed grey line. `control_timestep` in seconds is named beside
     the steps. Zeros, as at the start, where every model stands on the truth, are left out of the logarithmic axis.
@@ -26,7 +32,7 @@ def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, co
     """
     panels = {name: dict(lines) for name, lines in curves.items() if lines}
     if not panels:
-        raise EbmtrajError(f"no curves to draw in {path}; evaluate a model first")
+        raise EbmtrajError("no curves to draw; evaluate a model first: ebmtraj evaluate RUN --data STORE")
     everyone = ordered({name for lines in panels.values() for name in lines})
     columns = min(4, len(everyone)) if len(everyone) <= 6 else 3
     figure, axes = new_figure(len(panels), height=3.7 if len(everyone) <= 6 else 4.0 + 0.15 * len(everyone))
@@ -58,6 +64,8 @@ def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, co
     highest = max(axis.get_ylim()[1] for axis in axes)
     for axis in axes:  # one scale, so that the panels compare
         axis.set_ylim(lowest, highest)
+        if highest < 15 * lowest:  # within a decade only these have labels, in powers of ten
+            axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else ""))
     figure.legend(
         handles=[handles[name] for name in ordered(handles)],
         loc="outside lower center",
@@ -66,11 +74,16 @@ def frechet_figure(curves: Mapping[str, Mapping[str, ArrayLike]], path: Path, co
         fontsize=12,
         handlelength=2.6,
     )
-    return save(figure, path)
+    return figure
 
 
 def training_figure(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Draw training and validation loss over steps, one panel a stage, and write it as PNG.
+    """Write `training_chart` as PNG; raises `EbmtrajError` where no row holds a loss."""
+    return save(training_chart(rows), path)
+
+
+def training_chart(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw training and validation loss over steps, one panel a stage.
 
     rows: the rows of `metrics.jsonl`; those with a `step` and a `loss` or a `validation` are drawn, under their `stage`.
     The faint line is the loss as logged, the full one its running mean, dots are validation; the circled dot is the best,
@@ -79,13 +92,13 @@ def training_figure(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """
     stages: dict[str, list[Mapping[str, Any]]] = {}
     rollbacks: dict[str, list[int]] = {}
-    for row in _kept(rows):
+    for row in kept_rows(rows):
         if "event" in row:
             rollbacks.setdefault(str(row.get("stage", "training")), []).append(row["step"])
         elif "step" in row and any(_finite(row.get(key)) for key in ("loss", "validation")):
             stages.setdefault(str(row.get("stage", "training")), []).append(row)
     if not stages:
-        raise EbmtrajError(f"no losses to draw in {path}: metrics.jsonl has no row with a step and a loss")
+        raise EbmtrajError("no losses to draw: metrics.jsonl has no row with a step and a loss")
     figure, axes = new_figure(len(stages))
     handles: dict[str, Any] = {}
     for axis, (stage, logged) in zip(axes, stages.items(), strict=True):
@@ -126,10 +139,25 @@ def training_figure(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     figure.legend(
         handles=list(handles.values()), loc="outside lower center", ncols=4, frameon=False, fontsize=12, handlelength=2.6
     )
-    return save(figure, path)
+    return figure
 
 
-def _kept(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def progress_chart(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw how a data policy came on over its iterations: how far it turned the cube and how often it dropped it.
+
+    rows: those of its `metrics.jsonl`, with `iteration`, `turned` and `drops`, both per 100 steps.
+    """
+    figure, axes = new_figure(2)
+    for axis, key, name, unit in zip(
+        axes, ("turned", "drops"), ("turned about the command", "drops"), ("rad per 100 steps", "per 100 steps"), strict=True
+    ):
+        pairs = [(row["iteration"], row[key]) for row in rows if _finite(row.get(key)) and "iteration" in row]
+        axis.plot(*np.array(pairs, dtype=float).reshape(-1, 2).T, color=look("ebm").color, linewidth=2.0)
+        label_axis(axis, name, "iterations", unit)
+    return figure
+
+
+def kept_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Rows without those that a later roll-back to an earlier step undid."""
     kept: list[Mapping[str, Any]] = []
     for row in rows:

@@ -11,8 +11,9 @@ import numpy as np
 
 from ebmtraj import config as recipes
 from ebmtraj.errors import EbmtrajError
+from ebmtraj.locks import only_writer
 from ebmtraj.parallel import Pool
-from ebmtraj.runs import read_json, write_json
+from ebmtraj.runs import CLEARED, clear, holds_anything, read_json, write_json
 from ebmtraj.training.loop import steps_within
 
 BUDGET_ROUNDS = 3  # in which the steps that fit into the seconds are measured
@@ -26,8 +27,13 @@ def open_folder(runs: Path, alike: Mapping[str, Any], *, resume: bool, overwrite
 
     Raises `EbmtrajError` where it holds something else, or a comparison begun otherwise.
     """
+    with only_writer(runs, "comparison"):
+        _open_folder(runs, alike, resume, overwrite)
+
+
+def _open_folder(runs: Path, alike: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
     mark = runs / MARK
-    if runs.exists() and (not runs.is_dir() or any(runs.iterdir())):
+    if runs.exists() and (not runs.is_dir() or holds_anything(runs)):
         if not mark.exists():
             raise EbmtrajError(f"{runs} exists and holds no comparison; choose another --runs")
         if resume:
@@ -35,7 +41,8 @@ def open_folder(runs: Path, alike: Mapping[str, Any], *, resume: bool, overwrite
             return
         if not overwrite:
             raise EbmtrajError(f"{runs} holds a comparison; give --resume to go on with it or --overwrite to replace it")
-        shutil.rmtree(runs)
+        clear(runs, last=MARK)
+    shutil.rmtree(runs / CLEARED, ignore_errors=True)  # of a kill while it was cleared
     write_json(mark, alike)
 
 

@@ -15,6 +15,19 @@ from ebmtraj.report.style import ordered, title
 
 Values: TypeAlias = Mapping[str, Mapping[str, float | None]]
 
+FLOORS = {  # metrics of runs side by side, and what the truth scores
+    "frechet": "floor",
+    "frechet_changes": "floor_changes",
+    "sliced_wasserstein": "floor_sliced",
+    "c2st_rollout": "c2st_null",
+    "c2st_one_step": "c2st_one_step_null",
+}
+PLAIN = ("energy_score", "limit_violation", "diversity", "coverage90", "rotation_ratio", "net_rotation_ratio")
+AGAINST_TRUTH = {  # where the ratio to the truth is kept, and its name in the table
+    ("penetration", "ratio_mean"): "penetration / truth",
+    ("simulator", "diversity_ratio"): "diversity / simulator",
+}
+
 REFERENCES = ("truth", "floor")  # not models: never the best
 HEADERS = {
     "ebm": "EBM",
@@ -99,6 +112,19 @@ def rich_table(
 def metrics_by_model(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Turn {model: result of `evaluate_rollouts`} into rows for a table: {metric: {model: number or None}}."""
     return {name: {model: result.get(name) for model, result in results.items()} for name in names}
+
+
+def side_by_side(results: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """Rows of a table of several runs' `results.json`, {metric: {run: number or None}}, and those that rank nothing."""
+    wanted = [name for name in (*FLOORS, *PLAIN) if any(result.get(name) is not None for result in results.values())]
+    rows = metrics_by_model(results, wanted)
+    first = next(iter(results.values()))
+    for name in set(FLOORS) & set(wanted):
+        rows[name]["floor"] = first.get(FLOORS[name])
+    for (name, key), label in AGAINST_TRUTH.items():
+        if any(result.get(name) for result in results.values()):
+            rows[label] = {model: (result.get(name) or {}).get(key) for model, result in results.items()}
+    return rows, (*PLAIN[2:], *AGAINST_TRUTH.values())
 
 
 def evaluation_table(result: Mapping[str, Any], caption: str = "") -> Table:

@@ -196,7 +196,7 @@ def plane_picture(tilt: Tilt, samples: tuple[np.ndarray, np.ndarray], toy: Toy, 
     """Points before, after and of the data over the true density, and the density of the tilted latents."""
     figure, axes = new_figure(4 if tilt.base.latent == 2 else 3, height=2.6)
     for axis, title, points in zip(axes, ("before", "after", "data"), (*samples, real), strict=False):
-        _density(axis, toy)
+        draw_density(axis, toy)
         axis.scatter(*points[:DOTS].T, s=1.5, color="#0072b2", linewidths=0, alpha=0.7)
         label_axis(axis, title, "", "")
     if len(axes) == 4:
@@ -219,7 +219,7 @@ def plane_film(tilt: Tilt, toy: Toy, path: Path, seed: int = 0) -> Path:
     for state in [states[0]] * 4 + states[1:]:  # the prior long enough to be seen
         figure, axes = new_figure(1, height=4.0)
         figure.set_size_inches(4.0, 4.0)
-        _density(axes[0], toy)
+        draw_density(axes[0], toy)
         axes[0].scatter(*state.T, s=3, color="#0072b2", linewidths=0)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=80)
@@ -235,7 +235,8 @@ def _root_density(toy: Toy, count: int = 150) -> np.ndarray:
     return np.asarray(np.exp(0.5 * toy.log_density(grid)).reshape(count, count))
 
 
-def _density(axis: Any, toy: Toy) -> None:
+def draw_density(axis: Any, toy: Toy) -> None:
+    """The density of a toy, grey, as the ground of a picture of points."""
     density = _root_density(toy)
     extent = (-toy.bound, toy.bound, -toy.bound, toy.bound)
     axis.imshow(density, extent=extent, origin="lower", cmap="Greys", aspect="equal", vmax=1.6 * density.max())

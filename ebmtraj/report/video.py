@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ebmtraj.envs.render import Renderer
+from ebmtraj.envs.pictures import Picturer, make_picturer
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.report.style import GREY, INK, look
 from ebmtraj.runs import write_atomic
@@ -30,17 +30,19 @@ def strip(
     frames: Sequence[int] = (0, 10, 25, 50, 100),
     control_timestep: float = 0.04,
     tile: int = 320,
+    env_kwargs: dict[str, Any] | None = None,
+    state: str = "auto",
 ) -> Path:
     """Write a PNG of rollouts: one row a rollout, one column a moment, labelled in seconds.
 
     rows: {label: states (T+1, S)}; labels that are model names take the model's colour. Moments past the shortest
-    rollout show its last state. `tile`: pixels a side of a picture. Raises `EbmtrajError` where the environment can't be
-    rendered, OpenGL is missing, or a state is not finite.
+    rollout show its last state. `tile`: pixels a side of a picture; `env_kwargs` and `state` as in `make_picturer`. Raises
+    `EbmtrajError` where the environment can't be rendered, OpenGL is missing, or a state is not finite.
     """
     states = _checked(rows, path)
     steps = _steps(frames, min(map(len, states.values())), path)
-    with Renderer(env_id, tile, tile, samples=4) as renderer:
-        pictures = {label: renderer.frames(one[steps]) for label, one in states.items()}
+    with make_picturer(env_id, env_kwargs or {}, (tile, tile), samples=4, state=state) as picturer:
+        pictures = {label: _drawn(picturer, one[steps], env_id) for label, one in states.items()}
     page = strip_page(pictures, [step * control_timestep for step in steps])
     buffer = io.BytesIO()
     page.save(buffer, "PNG", optimize=True)
@@ -56,6 +58,8 @@ def gif(
     control_timestep: float = 0.04,
     frame_every: int = 2,
     tile: int = 220,
+    env_kwargs: dict[str, Any] | None = None,
+    state: str = "auto",
 ) -> Path:
     """Write an endless GIF of rollouts side by side, with their labels and the time; smaller than 3 MB.
 
@@ -69,8 +73,8 @@ def gif(
             f"{path}: frame_every {frame_every}, control_timestep {control_timestep} and fps {fps} must be above 0"
         )
     steps = list(range(0, min(map(len, states.values())), frame_every))
-    with Renderer(env_id, tile, tile) as renderer:
-        pictures = {label: renderer.frames(one[steps]) for label, one in states.items()}
+    with make_picturer(env_id, env_kwargs or {}, (tile, tile), state=state) as picturer:
+        pictures = {label: _drawn(picturer, one[steps], env_id) for label, one in states.items()}
     pages = gif_pages(pictures, [step * control_timestep for step in steps])
     rate = fps if fps is not None else 1 / (control_timestep * frame_every)
     write_atomic(path, encode_gif(pages, round(100 / rate) * 10))
@@ -142,6 +146,14 @@ def encode_gif(pages: Sequence[Image.Image], milliseconds: int, limit: int = GIF
         scale = max(0.5, 0.95 * (limit / size) ** 0.5)
         smaller = (int(shown[0].width * scale), int(shown[0].height * scale))
         shown = [page.resize(smaller, Image.Resampling.LANCZOS) for page in pages]
+
+
+def _drawn(picturer: Picturer, states: NDArray[np.float64], env_id: str) -> Pictures:
+    """A picture of each state (F, S)."""
+    try:
+        return np.stack([picturer.frame(state) for state in states])
+    except EbmtrajError as error:
+        raise error if env_id in str(error) else EbmtrajError(f"{env_id}: {error}") from None
 
 
 def _checked(rows: Mapping[str, ArrayLike], path: Path) -> dict[str, NDArray[np.float64]]:

@@ -13,7 +13,7 @@ import torch
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.training.checkpoint import load_weights
+from ebmtraj.training.checkpoint import bounded, load_weights
 from ebmtraj.training.loop import Progress, Result
 from ebmtraj.training.run import Kind, train_run
 from ebmtraj.training.settings import TrainingConfig
@@ -71,7 +71,10 @@ def load_clone(run: Path, device: torch.device | str = "cpu") -> tuple[CloneMode
     if label not in LABELS:
         raise found.refuse(f"unknown label {label!r}; use the version of ebmtraj that wrote it")
     config = recipes.build(CloneConfig, found.network, f"checkpoint {found.path}: network")
-    model = CloneModel(found.state_fields, found.action_fields, label=label, config=config, environment=found.environment)
+    with bounded(found.tensors, found.path):
+        model = CloneModel(
+            found.state_fields, found.action_fields, label=label, config=config, environment=found.environment
+        )
     load_weights(model, found.tensors, found.path)
     return model.to(device).eval(), found.header
 

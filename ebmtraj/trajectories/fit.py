@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +15,7 @@ from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.stream import StreamedTransitions
 from ebmtraj.datasets.windows import SPLITS, TransitionData, Transitions
+from ebmtraj.device import free_memory
 from ebmtraj.fields import total_size
 from ebmtraj.runs import Run
 from ebmtraj.training.loop import Progress, Result
@@ -121,24 +119,7 @@ def _needs_stream(recipe: TransitionRecipe, store: Store, device: torch.device) 
     lengths = store.lengths[np.concatenate([store.split(each)[: episode_limit(recipe, each)] for each in SPLITS[:2]])]
     state, action = total_size(store.state_fields), total_size(store.action_fields)
     size = 4 * (state * int((lengths + 1).sum()) + action * int(lengths.sum()))
-    return size > 0.5 * _free_memory(device)
-
-
-def _free_memory(device: torch.device) -> float:
-    """Bytes that can still be had where the data would lie, as far as the system tells."""
-    free = [math.inf]
-    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/meminfo", encoding="ascii") as file:
-        free.append(1024 * int(next(line for line in file if line.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, StopIteration, ValueError):  # a container's own limit; "max" where there is none
-        limit, used, parts = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat"))
-        cached = next(line for line in parts.splitlines() if line.startswith("inactive_file")).split()[1]
-        free.append(int(limit) - int(used) + int(cached))
-    if len(free) == 1:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # macOS: at least what there is in all
-            free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
-    if device.type == "cuda":
-        free.append(torch.cuda.mem_get_info(device)[0])
-    return min(free)
+    return size > 0.5 * free_memory(device)
 
 
 def _same_recipe(recipe: TransitionRecipe, run: Run) -> TransitionRecipe:

@@ -15,9 +15,10 @@ from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import trajectories
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, slices
-from ebmtraj.trajectories.costs import TaskCost
+from ebmtraj.trajectories.costs import OwnTerm, TaskCost
 from ebmtraj.trajectories.execute import ExecuteConfig, Execution
 from ebmtraj.trajectories.terms.rotation import Reorient, Rotate
+from ebmtraj.trajectories.terms.term import Path
 
 AXES = {sign + name: (i, value) for i, name in enumerate("xyz") for sign, value in (("+", 1.0), ("-", -1.0))}
 NEAREST, FURTHEST = 0.5, 1.5  # rad between a start and its goal
@@ -109,6 +110,24 @@ def kept(execution: Execution, task: TaskCost) -> dict[str, Any]:
             result["kept"][label], result["kept_se"][label] = float(share), float(off)
             result["kept_means"][label] = part.meaning()
     return result if result["kept"] else {}
+
+
+def own_costs(execution: Execution, task: TaskCost) -> dict[str, Any]:
+    """Of each term of the user's own, its cost of what happened from the first state to the last, unweighted.
+
+    `own` has the mean over the episodes, `own_se` its standard error. Empty without such terms.
+    """
+    path = Path.sequence(execution.states[:, 0], execution.states[:, 1:], execution.actions)
+    found = {
+        label: part(path).double().cpu()
+        for label, part in zip(task.labels(), task.parts, strict=True)
+        if isinstance(part, OwnTerm)
+    }
+    if not found:
+        return {}
+    means = {label: float(cost.mean()) for label, cost in found.items()}
+    errors = {label: float(cost.std(correction=0)) / len(cost) ** 0.5 for label, cost in found.items()}
+    return {"own": means, "own_se": errors}
 
 
 @dataclass(frozen=True)

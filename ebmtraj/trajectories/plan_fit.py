@@ -14,7 +14,7 @@ from ebmtraj import config as recipes
 from ebmtraj.datasets.ahead import Windows
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.training.checkpoint import load_weights
+from ebmtraj.training.checkpoint import bounded, load_weights
 from ebmtraj.training.loop import Progress, Result
 from ebmtraj.training.run import Kind, train_run
 from ebmtraj.training.settings import TrainingConfig
@@ -77,7 +77,10 @@ def load_plan_model(run: Path, device: torch.device | str = "cpu") -> tuple[Wind
     if prior not in PRIORS:
         raise found.refuse(f"unknown prior {prior!r}; use the version of ebmtraj that wrote it")
     config = recipes.build(WindowConfig, found.network, f"checkpoint {found.path}: network")
-    model = WindowModel(found.state_fields, found.action_fields, prior=prior, config=config, environment=found.environment)
+    with bounded(found.tensors, found.path):
+        model = WindowModel(
+            found.state_fields, found.action_fields, prior=prior, config=config, environment=found.environment
+        )
     load_weights(model, found.tensors, found.path)
     return model.to(device).eval(), found.header
 

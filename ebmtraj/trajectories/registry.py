@@ -12,7 +12,7 @@ import torch
 from ebmtraj.config import build, merge, to_plain
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json
-from ebmtraj.training.checkpoint import load_tensors, load_weights
+from ebmtraj.training.checkpoint import bounded, load_tensors, load_weights
 from ebmtraj.trajectories.baselines.diffusion import DiffusionModel
 from ebmtraj.trajectories.baselines.ensemble import EnsembleModel
 from ebmtraj.trajectories.baselines.feed_forward import FeedForwardModel
@@ -94,14 +94,15 @@ def load_model(
         raise EbmtrajError(
             f"checkpoint {path} was trained with network.rotation = {turns!r}, not {asked!r}; drop that setting"
         )
-    model = make_model(
-        name,
-        state_fields,
-        action_fields,
-        actions=actions,
-        network=merge(to_plain(trained), network or {}),
-        source=f"checkpoint {path}: network",
-    )
+    with bounded(tensors, path):
+        model = make_model(
+            name,
+            state_fields,
+            action_fields,
+            actions=actions,
+            network=merge(to_plain(trained), network or {}),
+            source=f"checkpoint {path}: network",
+        )
     if not any(name.startswith(MARGINALS) for name in tensors):  # trained before there were any: the identity
         tensors = {**model.normaliser.marginals.state_dict(prefix=MARGINALS), **tensors}
     load_weights(model, tensors, path)

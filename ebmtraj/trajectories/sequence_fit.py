@@ -14,7 +14,7 @@ from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Transitions
 from ebmtraj.errors import EbmtrajError
-from ebmtraj.training.checkpoint import load_weights
+from ebmtraj.training.checkpoint import bounded, load_weights
 from ebmtraj.training.loop import Progress, Result
 from ebmtraj.training.run import Kind, train_run
 from ebmtraj.training.settings import TrainingConfig
@@ -65,7 +65,8 @@ def load_sequence_model(run: Path, device: torch.device | str = "cpu") -> tuple[
         raise EbmtrajError(f"run {run} holds a {found.kind} model; train one: ebmtraj train sequence --run ...")
     source = f"checkpoint {found.path}"
     network = recipes.build(SequenceNetwork, found.network, f"{source}: network").completed(source)
-    model = SequenceModel(found.state_fields, found.action_fields, network=network, environment=found.environment)
+    with bounded(found.tensors, found.path):
+        model = SequenceModel(found.state_fields, found.action_fields, network=network, environment=found.environment)
     load_weights(model, found.tensors, found.path)
     return model.to(device).eval(), found.header
 
@@ -74,9 +75,8 @@ def _fresh(recipe: SequenceRecipe, store: Store) -> SequenceModel:
     """The model before its first step, its weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        return SequenceModel(
-            store.state_fields, store.action_fields, network=recipe.network, environment=environment_of(store)
-        )
+        network = recipe.network.completed("recipe")  # a resumed run's own recipe has no nulls, but the same checkpoint
+        return SequenceModel(store.state_fields, store.action_fields, network=network, environment=environment_of(store))
 
 
 def _transitions(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
-from ebmtraj.trajectories.costs import TaskCost
+from ebmtraj.trajectories.costs import TaskCost, parse_task
 from ebmtraj.trajectories.execute import ExecuteConfig, Execution, Holds
-from ebmtraj.trajectories.measure import error, held_out_goals, kept, measures, reached, reorients, rotation_task
+from ebmtraj.trajectories.measure import error, held_out_goals, kept, measures, own_costs, reached, reorients, rotation_task
 from ebmtraj.trajectories.measure_goals import goal_measures, held_out_poses, poses_wanted
 
 
@@ -33,14 +33,14 @@ class Trial:
     names: tuple[str, ...] = ()  # of the episodes' axes
 
     def result(self, execution: Execution) -> dict[str, Any]:
-        """What carrying it out came to, as JSON values; see `measures`, `reached`, `goal_measures` and `kept`."""
+        """What carrying it out came to, as JSON; see `measures`, `reached`, `goal_measures`, `kept` and `own_costs`."""
         fields = self.task.state_fields
         result = measures(execution, self.config, fields, self.axis, list(self.names))
         if self.goal is not None:
             result |= reached(execution, self.config, self.goal, fields, self.hold)
         else:
             result |= goal_measures(execution, self.task)
-        return result | kept(execution, self.task)
+        return result | kept(execution, self.task) | own_costs(execution, self.task)
 
 
 def make_trial(
@@ -75,6 +75,17 @@ def make_trial(
         poses = held_out_poses(_of_same_states(store(), task), pose, config.episodes, config.seed, ahead=config.steps)
         return dataclasses.replace(trial, task=task.given("joint-pose", goal=poses.joints.to(device)), start=poses.start)
     return trial
+
+
+def usual_task(fields: Sequence[Field], *, whole: bool = False) -> str:
+    """A task that makes sense of such states; `whole`: for plans of whole sequences, which end in a goal."""
+    if any(field.kind == "quaternion" for field in fields):
+        return "joint-pose when=end" if whole else "rotate axis=z"
+    try:
+        parse_task("reach", fields)  # the state says where to, as a Reacher's does
+    except EbmtrajError:
+        return "joint-pose when=end"
+    return "reach"
 
 
 def _of_same_states(store: Store, task: TaskCost) -> Store:
