@@ -61,7 +61,7 @@ class Evidence(Composable, nn.Module):
     names), it is a Gaussian in each of their numbers: it pulls to the value itself, not only to within reach of it.
     """
 
-    values: Tensor
+    values: Tensor  # (K, F) the F measures of each of K classes; (0, 0) where they are names
 
     def __init__(self, shape: tuple[int, int, int], classes: tuple[str, ...], *, width: int = 16) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ class TiltedPairEnergy(PairEnergy):
         return F.linear(context, entry.weight[:, : self.first], entry.bias)
 
     def gradient(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Gradient of the energy in x, in closed form: products of matrices forward and back."""
+        """Gradient of the energy in x, `(B, C + D)` or `(B, D)`, in closed form: products of matrices forward and back."""
         entry, *hidden, output = self._linears()
         if context is None:
             weight = entry.weight

@@ -48,7 +48,7 @@ def compiled(energy: Any, function: Callable[..., Any], key: Any) -> Callable[..
 
 
 def slope(energy: Any, plain: Any, weights: Sequence[Tensor], x: Tensor, conditions: Sequence[Any]) -> Tensor:
-    """The gradient as a compiler wants it: the closed form where there is one, else by torch.func."""
+    """The gradient at x, `(B, *event)`, as a compiler wants it: the closed form where there is one, else by torch.func."""
     if plain is not None:
         return plain_slope(plain, weights, x)
     if getattr(energy, "gradient", None) is not None:
@@ -72,14 +72,14 @@ def value_and_slope(
 
 
 def parts(energy: Any, x: Tensor, *conditions: Any) -> tuple[Any, list[Tensor]]:
-    """The plain network that an energy is, and its weights now; None and no weights where it has a form of its own."""
+    """The plain network that an energy is in x `(B, *event)`, and its weights now; None and none where it has its own form."""
     own = getattr(energy, "gradient", None) is not None or any(c is not None for c in conditions)
     plain = None if own else plain_network(energy, x)
     return plain, [] if plain is None else plain_weights(plain)
 
 
 def compiled_slope(energy: Any) -> Callable[..., Tensor]:
-    """The gradient alone, compiled, for chains whose steps are not all alike."""
+    """The gradient alone, `(B, *event) -> (B, *event)`, compiled, for chains whose steps are not all alike."""
     made: dict[Any, Any] = {}
 
     def gradient(x: Tensor, *conditions: Any) -> Tensor:
@@ -107,7 +107,7 @@ def langevin_block(
     project: Callable[[Tensor], Tensor] | None,
     clip: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """`len(noise)` Langevin steps, and the sum of all gradients before they are clipped."""
+    """K Langevin steps by noise `(K, B, *event)`: x and the sum of all gradients before they are clipped, `(B, *event)`."""
     for epsilon in noise.unbind(0):
         g = slope(energy, plain, weights, x, (context,))
         if mask is not None:

@@ -21,7 +21,10 @@ from ebmtraj.samplers.metropolis_block import Alike, compiled_steps
 
 @dataclass(frozen=True)
 class HMCConfig:
-    """Hamiltonian Monte Carlo (Neal 2011): `leapfrog` steps of a particle with fresh momentum, then accept or reject."""
+    """Hamiltonian Monte Carlo (Neal 2011): `leapfrog` steps of a particle with fresh momentum, then accept or reject.
+
+    Raises `EbmtrajError` where a number is out of its range.
+    """
 
     steps: int = 100  # proposals, after the warm-up
     step_size: float = 0.1  # of a leapfrog step, in units of `scale`; with a warm-up, where that begins
@@ -152,7 +155,7 @@ def metropolis(
     mask: Tensor | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Info]:
-    """The chain that `mala` and `hmc` share: warm up, then `steps` Metropolis steps of one size."""
+    """The chain that `mala` and `hmc` share, `(B, *event)`: warm up, then `steps` Metropolis steps of one size."""
     check_chain(x, mask, generator)
     before = generator.get_state()
 

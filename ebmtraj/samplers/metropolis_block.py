@@ -57,12 +57,12 @@ class Alike(NamedTuple):
 
     energy: Energy
     context: Any
-    mask: Tensor | None
+    mask: Tensor | None  # broadcasts to (B, *event): True where x moves
     project: Callable[[Tensor], Tensor] | None
     leapfrog: int
     jitter: float
     beta: float
-    scale: Tensor | float
+    scale: Tensor | float  # a number, () or (*event,)
 
 
 def compiled_steps(

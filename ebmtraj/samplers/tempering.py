@@ -29,7 +29,11 @@ from ebmtraj.samplers.mcmc import check_metropolis
 
 @dataclass(frozen=True)
 class TemperingConfig:
-    """Replica exchange (Geyer 1991): every chain at every temperature, all in one batch."""
+    """Replica exchange (Geyer 1991): every chain at every temperature, all in one batch.
+
+    Raises `EbmtrajError` for fewer than two temperatures, where they do not rise from above 0, and for a number out of its
+    range.
+    """
 
     steps: int = 100  # rounds after the warm-up: a proposal at each temperature, then swaps
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # rising; the first is the one that is sampled
