@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import io
 import re
 import tokenize
@@ -20,7 +21,7 @@ DIM = r"(?:\*?[A-Za-z_][\w.]*'?|\d+|\.\.\.)"
 SUM = rf"{DIM}(?:(?: ?(?:[-+*/]|//) ?| or ){DIM})*"
 SHAPE = re.compile(
     rf"`(?:[^`]*[^`\w])?\((?:(?:{SUM}, ?)+(?:{SUM})?)?\)[^`]*`"  # in backticks: `(B, T + 1, S)`, `(B,)`, `()`
-    r"|(?<![\w`])\((?:(?:[A-Z]\w?|\d+|\.\.\.)(?: [-+] \d)?, ?)+(?:[A-Z]\w?|\d+|\.\.\.|size|\*event)?(?: [-+] \d)?\)"  # bare: (N, D)
+    r"|(?<![\w`])\((?:(?:[A-Z]\w?|\d+|\.\.\.)(?: [-+] \d)?, ?)+(?:[A-Z]\w?|\d+|\.\.\.|size|\*event)?(?: [-+] \d)?\)|\(\*event,?\)"  # bare: (N, D)
     r"|\b(?:any|same|its|their|whatever) (?:own )?shape|\bshaped? (?:as|like|of)\b"
 )
 ARRAYS = re.compile(r"\b(?:Tensor|ndarray|NDArray|PackedSequence)\b")
@@ -42,6 +43,16 @@ class Name:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line} {self.full}"
+
+
+def texts_of(name: Name) -> str:
+    """What speaks for a name, with what it points to: "see `Controller.begin`", "the inverse of `state`", "raises as `forward`"."""
+    texts = "\n".join([name.own, name.inherited])
+    found = [texts]
+    for target in re.findall(r"(?:\bsee|\bas|\bof|\bthen|^) `([\w.]+)`", texts):
+        beside = f"{name.full.rpartition('.')[0]}.{target}"
+        found += [n.own for n in names() if n.full == beside or (n.full.endswith(f".{target}") and "." in target)]
+    return "\n".join(found)
 
 
 @dataclass
@@ -129,11 +140,31 @@ def doc(node: ast.AST) -> str:
 
 
 def methods(node: ast.ClassDef) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
-    return {item.name: item for item in node.body if isinstance(item, FUNCTIONS)}
+    return {item.name: item for item in reversed(node.body) if isinstance(item, FUNCTIONS)}  # of a property, the getter
 
 
 def is_public(name: str) -> bool:
     return not name.startswith("_") or name in ("__init__", "__call__", "__post_init__")
+
+
+@cache
+def protocols(room: str) -> tuple[ast.ClassDef, ...]:
+    """The protocols of a room, which its classes fulfil without naming them."""
+    return tuple(
+        node
+        for module in modules().values()
+        if module.name.split(".")[1:2] == [room]
+        for node in module.classes().values()
+        if "Protocol" in map(ast.unparse, node.bases) and {n for n in methods(node) if n != "__init__"}
+    )
+
+
+def contracts(module: Module, node: ast.ClassDef) -> Iterator[ast.ClassDef]:
+    """What a class inherits its methods' meaning from: its ancestors, and protocols of its room all of whose methods it has."""
+    heirs = [base for _, base in bases(module, node)]
+    yield from heirs
+    own = {name for each in (node, *heirs) for name in methods(each)}
+    yield from (p for p in protocols(module.name.split(".")[1]) if p is not node and own >= set(methods(p)))
 
 
 @cache
@@ -155,14 +186,25 @@ def names() -> list[Name]:
                         said = module.comments.get(last, module.comments.get(item.lineno, ""))
                         above = module.comments.get(item.lineno - 1, "")
                         comments[item.target.id] = " ".join([said or above, *(below if said else [])])
-                heirs = list(bases(module, node))
+                heirs = list(contracts(module, node))
                 full = f"{module.name}.{node.name}"
-                above = "\n".join(doc(base) for _, base in heirs)
+                above = "\n".join(doc(base) for base in heirs)
                 found.append(Name(path, node.lineno, full, node, doc(node), above, comments=comments))
-                for name, method in methods(node).items():
+                for method in node.body:
+                    name = method.name if isinstance(method, FUNCTIONS) else "_"
                     if is_public(name):
-                        over = "\n".join(doc(methods(base)[name]) for _, base in heirs if name in methods(base))
-                        found.append(Name(path, method.lineno, f"{full}.{name}", method, doc(method), over, doc(node)))
+                        over = "\n".join(doc(methods(base)[name]) for base in heirs if name in methods(base))
+                        found.append(
+                            Name(
+                                path,
+                                method.lineno,
+                                f"{full}.{name}",
+                                method,
+                                doc(method) or doc(methods(node)[name]),
+                                over,
+                                doc(node),
+                            )
+                        )
     return found
 
 
@@ -198,7 +240,7 @@ def lacks_shapes(name: Name) -> str | None:
         return f"says no shape of {', '.join(missing)}" if missing else None
     if not arrays_of(aliases, name.node):
         return None
-    texts = [name.own, name.inherited]
+    texts = [texts_of(name)]
     if name.full.rpartition(".")[2] in ("__init__", "__call__", "forward"):
         texts.append(name.owner)
     return None if SHAPE.search("\n".join(texts)) else "says no shape"
@@ -213,17 +255,44 @@ def raised(module: Module, node: ast.AST, seen: frozenset[str] = frozenset()) ->
         if isinstance(item, ast.ClassDef):
             private |= {f"self.{n}": m for n, m in methods(item).items() if n.startswith("_") and not n.startswith("__")}
     found = set()
-    for part in ast.walk(node):
+    for part, caught in handled(node):
         if isinstance(part, ast.Raise) and part.exc is not None:
             error = part.exc.func if isinstance(part.exc, ast.Call) else part.exc
             word = ast.unparse(error).rpartition(".")[2]
-            if word[:1].isupper():
+            if word[:1].isupper() and not any(catches(each, word) for each in caught):
                 found.add(word)
         elif isinstance(part, ast.Call):
             callee = ast.unparse(part.func).replace("cls.", "self.")
             if callee in private and callee not in seen:
-                found |= raised(module, private[callee], seen | {callee})
+                inner = raised(module, private[callee], seen | {callee})
+                found |= {word for word in inner if not any(catches(each, word) for each in caught)}
     return found - SILENT
+
+
+def handled(node: ast.AST, caught: tuple[str, ...] = ()) -> Iterator[tuple[ast.AST, tuple[str, ...]]]:
+    """Every node below, with the names of the errors that are caught around it."""
+    for child in ast.iter_child_nodes(node):
+        yield child, caught
+        if isinstance(child, ast.Try):
+            names = [h.type for h in child.handlers]
+            each = [e for n in names for e in (n.elts if isinstance(n, ast.Tuple) else [n]) if e is not None]
+            inside = (*caught, *(ast.unparse(e).rpartition(".")[2] for e in each))
+            for part in child.body:
+                yield part, inside
+                yield from handled(part, inside)
+            for part in (*child.handlers, *child.orelse, *child.finalbody):
+                yield part, caught
+                yield from handled(part, caught)
+        else:
+            yield from handled(child, caught)
+
+
+def catches(handler: str, error: str) -> bool:
+    """Whether a handler of one error, by name, takes another."""
+    kinds = [getattr(builtins, name, None) for name in (handler, error)]
+    if all(isinstance(kind, type) for kind in kinds):
+        return issubclass(kinds[1], kinds[0])  # type: ignore[arg-type]
+    return handler in (error, "Exception") or (handler, error) == ("EbmtrajError", "DivergedError")
 
 
 def lacks_errors(name: Name) -> str | None:
@@ -231,9 +300,7 @@ def lacks_errors(name: Name) -> str | None:
     if isinstance(name.node, ast.ClassDef):
         return None
     module = next(m for m in modules().values() if str(m.path.relative_to(ROOT)) == name.path)
-    texts = "\n".join([name.own, name.inherited, name.owner])
-    if re.search(r"[Rr]aises? as `", texts):
-        return None
+    texts = "\n".join([texts_of(name), name.owner])
     missing = [error for error in sorted(raised(module, name.node)) if error not in texts]
     return f"does not name {', '.join(missing)}, which it raises" if missing else None
 
@@ -259,7 +326,11 @@ def lacks_units(name: Name) -> str | None:
     else:
         assert isinstance(name.node, FUNCTIONS)
         given = [*name.node.args.posonlyargs, *name.node.args.args, *name.node.args.kwonlyargs]
-        said = {argument.arg: texts for argument in given if "str" not in ast.unparse(argument.annotation or argument)}
+        said = {
+            argument.arg: texts
+            for argument in given
+            if ast.unparse(argument.annotation or argument) not in ("str", "int", "bool")
+        }
         last = name.full.rpartition(".")[2]
         if name.node.returns is not None and re.search(rf"float|{ARRAYS.pattern}", ast.unparse(name.node.returns)):
             said[last] = texts

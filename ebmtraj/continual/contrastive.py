@@ -58,7 +58,7 @@ class EnergyOf(nn.Module):
 
 @dataclass(frozen=True)
 class ContrastiveConfig(StepsConfig):
-    """Contrastive divergence on the present task's classes."""
+    """Contrastive divergence on the present task's classes. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 100
     learning_rate: float = 3e-4

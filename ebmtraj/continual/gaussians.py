@@ -52,7 +52,7 @@ class NearestMean(ClassScores):
 
 @dataclass(frozen=True)
 class GaussianConfig:
-    """A Gaussian a class."""
+    """A Gaussian a class. Raises `EbmtrajError` for a setting out of its range."""
 
     ridge: float = 0.03  # added to each pixel's variance, in squares of the pixels' spread
 
@@ -124,7 +124,7 @@ class Bases:
 
 @dataclass(frozen=True)
 class TiltConfig(StepsConfig):
-    """A masked network that tilts class Gaussians."""
+    """A masked network that tilts class Gaussians. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 300
     learning_rate: float = 3e-3

@@ -24,8 +24,8 @@ class MaskedNet(nn.Module):
     gating (Masse et al. 2018), by class in place of by task.
     """
 
-    mask1: Tensor
-    mask2: Tensor
+    mask1: Tensor  # (K, 400) of the first layer, 1 where a class uses the unit
+    mask2: Tensor  # (K, 400) of the second
 
     def __init__(
         self, inputs: int, outputs: int, classes: int, keep: float, generator: torch.Generator, gain: float = 1.0
@@ -53,7 +53,7 @@ class MaskedNet(nn.Module):
         return out
 
     def of_class(self, x: Tensor, label: int) -> Tensor:
-        """As `forward` for one class, by its own units alone, which is far cheaper."""
+        """As `forward` for images `(B, D)` of one class, `(B, outputs)`, by its own units alone, which is far cheaper."""
         a, b = self.mask1[label].bool(), self.mask2[label].bool()
         h = F.silu(F.linear(x, self.entry.weight[a], self.entry.bias[a]))
         h = F.silu(F.linear(h, self.middle.weight[b][:, a], self.middle.bias[b]))
@@ -91,7 +91,7 @@ class MaskedPart(nn.Module):
         return [entry[a], entry_bias[a], middle[b][:, a], middle_bias[b], last[:, b]]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """As `MaskedNet.forward`, for these classes."""
+        """As `MaskedNet.forward`, `(B, D), (B,) -> (B, outputs)`, for these classes."""
         entry, entry_bias, middle, middle_bias, last = self.weights
         h = F.silu(F.linear(x, entry, entry_bias)) * self.mask1[label]
         return F.linear(F.silu(F.linear(h, middle, middle_bias)) * self.mask2[label], last)
@@ -113,7 +113,7 @@ class MaskedPart(nn.Module):
 
 @dataclass(frozen=True)
 class MaskedConfig(StepsConfig):
-    """The masked energy E(x | y) = |x - f(x; m_y)|^2 / 2 s^2."""
+    """The masked energy E(x | y) = |x - f(x; m_y)|^2 / 2 s^2. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 300
     keep: float = 0.2  # share of each layer that a class uses

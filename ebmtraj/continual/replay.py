@@ -17,7 +17,7 @@ from ebmtraj.errors import EbmtrajError
 
 @dataclass(frozen=True)
 class ReplayConfig(SoftmaxConfig):
-    """Keeping images."""
+    """Keeping images. Raises `EbmtrajError` for a setting out of its range."""
 
     kept: int = 20  # images a class; 0: all
 

@@ -71,7 +71,7 @@ class FineTune(Learner):
         """Called behind each step."""
 
     def finish(self, x: Tensor, active: Sequence[int]) -> None:
-        """Called at a task's end with its images, scaled."""
+        """Called at a task's end with its images, scaled, `(N, D)`."""
 
     @torch.no_grad()
     def scores(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def cross_entropy(logits: Tensor, right: Tensor, active: Sequence[int]) -> Tenso
 
 @dataclass(frozen=True)
 class PenaltyConfig(SoftmaxConfig):
-    """A quadratic penalty on moving weights that mattered."""
+    """A quadratic penalty on moving weights that mattered. Raises `EbmtrajError` for a setting out of its range."""
 
     weight: float = 100.0  # of the penalty
     decay_old: float = 1.0  # what is left of older tasks' importances when one is added (online EWC's gamma)
@@ -230,7 +230,7 @@ class SynapticIntelligence(FineTune):
 
 @dataclass(frozen=True)
 class DistilConfig(SoftmaxConfig):
-    """Learning without forgetting."""
+    """Learning without forgetting. Raises `EbmtrajError` for a setting out of its range."""
 
     weight: float = 1.0  # of the distillation
     temperature: float = 2.0

@@ -15,7 +15,7 @@ WIDTH, DEPTH = 400, 2  # of every network here, as in paper 000, section 6
 
 @dataclass(frozen=True)
 class StepsConfig:
-    """Steps of Adam on each task."""
+    """Steps of Adam on each task. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 200  # a task
     batch: int = 64

@@ -18,7 +18,7 @@ from ebmtraj.nets.mlp import MLP
 
 @dataclass(frozen=True)
 class VAEConfig(StepsConfig):
-    """Encoder and decoder see the label."""
+    """Encoder and decoder see the label. Raises `EbmtrajError` for a setting out of its range."""
 
     latent: int = 10
     draws: int = 16  # of the latent variable, for an image's bound

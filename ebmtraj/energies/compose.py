@@ -66,13 +66,13 @@ class Composed(Composable, nn.Module, abc.ABC):
         return self.join([part(x, context, level) for part in self.parts])
 
     def value_and_gradient(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Pair:
-        """Energies `(B,)` and their gradient `(B, *event)`; raises as `forward`."""
+        """Energies `(B,)` and their gradient `(B, *event)`; raises `EbmtrajError` for x of another shape."""
         self._check(x)
         values, gradients = zip(*(part.value_and_gradient(x, context, level) for part in self.each), strict=True)
         return self.join(values), _weighted(self.slopes(values), gradients)
 
     def gradient(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Tensor:
-        """Gradient in x, `(B, *event)`; raises as `forward`."""
+        """Gradient in x, `(B, *event)`; raises `EbmtrajError` where x is of another shape than the parts take."""
         if self.needs_values:
             return self.value_and_gradient(x, context, level)[1]
         self._check(x)

@@ -62,7 +62,7 @@ class VectorFlow(nn.Module):
         return x
 
     def loss(self, x: Tensor) -> tuple[Tensor, Logs]:
-        """-log p an entry, without its constant."""
+        """-log p an entry of x `(B, D)`, without its constant, `()`."""
         loss = -self.flow().log_prob(x).mean() / x.shape[1] - 0.5 * LOG_2PI
         return loss, {"validation": loss.detach()}
 

@@ -29,7 +29,10 @@ BATCH = 512  # latents that are sampled at a time, which bounds memory
 
 @dataclass(frozen=True)
 class TiltConfig:
-    """The energy, how it is learnt, and how it is sampled."""
+    """The energy, how it is learnt, and how it is sampled.
+
+    Raises `EbmtrajError` for a setting out of its range, and for chains with a ladder.
+    """
 
     objective: Objective = "ratio"  # density ratio, maximum likelihood by short chains, or the first and then the second
     on: On = "auto"  # what the energy looks at: auto is the generator's own view
@@ -98,7 +101,7 @@ class Tilt(Trainable):
         return self.base.decode(z) if self.config.on == "event" else self.base.view(z)
 
     def view_of(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The same of real events."""
+        """The same of real events `(B, *event)`, `(B, *view)`."""
         if self.config.on == "latent":
             return self.base.encode(x, generator)
         return self.base.smooth(x, generator) if self.config.on == "event" else self.base.view_of(x, generator)
@@ -210,6 +213,6 @@ def make_tilt(base: Generator, config: TiltConfig, seed: int = 0) -> Tilt:
 
 
 def check_events(x: Tensor, base: Generator) -> None:
-    """Raise `EbmtrajError` where events are not of the generator's shape."""
+    """Raise `EbmtrajError` where events `(B, *event)` are not of the generator's shape."""
     if tuple(x.shape[1:]) != base.shape:
         raise EbmtrajError(f"events of shape {tuple(x.shape[1:])}; the generator makes {base.shape}")

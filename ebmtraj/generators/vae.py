@@ -20,7 +20,7 @@ Logs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes, and the noise of the decoder."""
+    """Sizes, and the noise of the decoder. Raises `EbmtrajError` for a setting out of its range."""
 
     latent: int = 16
     width: int = 256  # of dense layers, or channels of the innermost convolution
@@ -61,7 +61,10 @@ class Coder(nn.Module):
         return mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
 
     def loss(self, x: Tensor, beta: float, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """-ELBO an entry: Gaussian reconstruction, and the divergence to the prior (Kingma and Welling 2014)."""
+        """-ELBO an entry of x `(B, *event)`: Gaussian reconstruction, and the divergence to the prior, `()`.
+
+        Kingma and Welling 2014.
+        """
         mean, log_std = self.moments(x)
         z = mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
         noise, size = self.log_std(), x[0].numel()

@@ -27,7 +27,10 @@ from ebmtraj.training.trainable import Stage
 
 @dataclass(frozen=True)
 class ConceptConfig:
-    """Two small convolutional encoders: an energy, and the logits of a factor."""
+    """Two small convolutional encoders: an energy, and the logits of a factor.
+
+    Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder.
+    """
 
     width: int = 24  # channels of the energy's first convolution
     evidence_width: int = 16  # of the factor's
@@ -81,7 +84,10 @@ class ConceptModel(ImageModel):
 
     @torch.no_grad()
     def prepare(self, data: ImageData, most: int = 20_000) -> None:
-        """As every model; and take the prior of another run, with its scaling of pixels, where the settings name one."""
+        """As every model; and take the prior of another run, with its scaling of pixels, where the settings name one.
+
+        Raises `EbmtrajError` where that run holds another model, or one of images of another shape.
+        """
         if not self.config.prior:
             super().prepare(data, most)
             return

@@ -24,7 +24,10 @@ Watch = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class CrossConfig:
-    """How far an image is let go before it is sampled toward another class."""
+    """How far an image is let go before it is sampled toward another class.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     level: float = 2.0  # noise added to the image, in unit coordinates: more keeps less of it
     low: float = 0.02
@@ -97,7 +100,7 @@ def cross_class(
 
 @dataclass(frozen=True)
 class DistalConfig:
-    """Ascent on p(y | x) from noise."""
+    """Ascent on p(y | x) from noise. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 100
     step_size: float = 0.05  # in pixels, along the normalised gradient of an image

@@ -29,7 +29,11 @@ BaseName = Literal["auto", "unit", "whole", "gaussian", "mixture"]
 
 @dataclass(frozen=True)
 class NoiseConditionalConfig:
-    """A network's tilt of a base that is known at every noise level."""
+    """A network's tilt of a base that is known at every noise level.
+
+    Raises `EbmtrajError` for a setting out of its range, for guidance without unlabelled images, and for a sampler without a
+    ladder.
+    """
 
     network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
     width: int = 512  # of dense layers

@@ -25,7 +25,10 @@ from ebmtraj.training.trainable import Stage
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Two small encoders whose outputs are added, or one that is told both."""
+    """Two small encoders whose outputs are added, or one that is told both.
+
+    Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder.
+    """
 
     parts: Parts = "sum"
     width: int = 16  # channels of the first convolution; half as many more for one network in place of two
@@ -92,12 +95,12 @@ class PairModel(ImageModel):
         return [Stage(name, share, self.net, loss) for name, share, loss in found if share > 0]
 
     def energy(self, unit: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
-        """E(x, s | value, place), `(B,)`."""
+        """E(x, s | value, place), `(B,)`; raises `EbmtrajError` without labels."""
         value: Tensor = self.net(unit, self._needed(label), level)
         return value
 
     def gradient(self, unit: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
-        """Gradient of the energy in the image, `(B, C, H, W)`."""
+        """Gradient of the energy in the image, `(B, C, H, W)`; raises `EbmtrajError` without labels."""
         return self.net.gradient(unit, self._needed(label), level)
 
     def _needed(self, label: Tensor | None) -> Tensor:

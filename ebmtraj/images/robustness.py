@@ -30,7 +30,7 @@ LOSSES = ("cross-entropy", "margin")  # either may be flat where the other is no
 
 @dataclass(frozen=True)
 class Defence:
-    """How classes are read."""
+    """How classes are read. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 10  # refinement steps; 0: the classifier as it is
     level: float = 0.3  # noise that is added, in unit coordinates
@@ -52,7 +52,10 @@ class Defence:
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """Projected gradient descent (Madry et al. 2018) through the refinement."""
+    """Projected gradient descent (Madry et al. 2018) through the refinement.
+
+    Raises `EbmtrajError` for an unknown norm, and for a setting out of its range.
+    """
 
     norm: Norm = "linf"
     steps: int = 40
@@ -84,7 +87,7 @@ class Unlabelled(nn.Module):
 
 
 def noised(model: ImageModel, pixels: Tensor, defence: Defence, draws: int, generator: torch.Generator) -> Tensor:
-    """Each image under noise of the defence's level, so many times over, `(M B, C, H, W)` in unit coordinates."""
+    """Each image `(B, C, H, W)` under noise of the defence's level, M times over, `(M B, C, H, W)` in unit coordinates."""
     x = model.unit(pixels).repeat(draws, 1, 1, 1)
     noise = torch.empty(x.shape, device=x.device).normal_(generator=generator)
     return x + defence.level * noise

@@ -24,7 +24,10 @@ class Tilt(Protocol):
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Noise levels for denoising score matching: ln s ~ N(mean, std^2) (Karras et al. 2022, table 1)."""
+    """Noise levels for denoising score matching: ln s ~ N(mean, std^2) (Karras et al. 2022, table 1).
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     mean: float = -0.8
     std: float = 1.2
@@ -41,7 +44,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class TimeConfig:
-    """Times in [0, 1] for flow matching."""
+    """Times in [0, 1] for flow matching. Raises `EbmtrajError` for a setting out of its range."""
 
     law: Literal["logit-normal", "uniform"] = "logit-normal"  # as Esser et al. 2024
     mean: float = 0.0  # of logit t; above 0 is nearer the data
@@ -129,7 +132,10 @@ def mixture_nll(z: Tensor, log_weight: Tensor, mean: Tensor, log_std: Tensor) ->
 def contrastive_divergence(
     energy: Callable[[Tensor], Tensor], positive: Tensor, negative: Tensor, alpha: float
 ) -> tuple[Tensor, Logs]:
-    """Algorithm 1 of paper 000: E(x+) - E(x-) with an L2 penalty on both energies; `negative` carries no gradient."""
+    """Algorithm 1 of paper 000: E(x+) - E(x-) with an L2 penalty on both energies; `negative` carries no gradient.
+
+    Events `(B, *event)` -> a loss `()`.
+    """
     up, down = energy(positive), energy(negative.detach())
     gap = (up - down).mean()
     loss = gap + alpha * (up.square() + down.square()).mean()

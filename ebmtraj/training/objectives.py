@@ -130,6 +130,7 @@ def noise_contrastive(
 
     The noise's normalised log density is given at both, `(B,)` and `(N,)`; `log_z` is the energy's log normaliser, a
     parameter that is learnt along, or 0 where the energy is to learn it. At the optimum exp(-E - log_z) is the density.
+    Raises `EbmtrajError` where energies and log densities differ in shape.
     """
     up, down = energy(positive, context), energy(noise, noise_context if noise_context is not None else context)
     check_energy(energy, up, positive)

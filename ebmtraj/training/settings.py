@@ -12,7 +12,10 @@ from ebmtraj.training.spread import Precision
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and how to train; the budget is in steps, so that a run reproduces to the bit."""
+    """How long and how to train; the budget is in steps, so that a run reproduces to the bit.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     steps: int = 30_000  # optimiser steps, all stages together
     seconds: float | None = None  # instead of steps: time a few, then take as many as fit (written to the run as steps)

@@ -29,7 +29,10 @@ UNIT = 0.5  # rad that a label counts as 1
 
 @dataclass(frozen=True)
 class CloneConfig:
-    """A mixture density over the next actions, fitted by its likelihood."""
+    """A mixture density over the next actions, fitted by its likelihood.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     width: int = 256
     depth: int = 2
@@ -163,7 +166,7 @@ def rotation_to(now: Tensor, then: Tensor) -> Tensor:
 
 
 def turn_label(turn: Tensor) -> Tensor:
-    """Which of the six signed axes a rotation vector `(B, 3)` follows most, and how far along it, `(B, 7)`."""
+    """Which of the six signed axes a rotation vector `(B, 3)` (rad) follows most, and how far, in half radians, `(B, 7)`."""
     along = torch.stack((turn, -turn), dim=-1).flatten(1)  # +x -x +y -y +z -z
     most, axis = along.max(dim=1)
     told = torch.nn.functional.one_hot(axis, 6).to(turn.dtype)

@@ -24,7 +24,10 @@ from ebmtraj.trajectories.stored import environment_of, open_store, read_trained
 
 @dataclass(frozen=True)
 class CloneRecipe:
-    """All that decides a cloned policy; `config.toml` in the run directory holds exactly this."""
+    """All that decides a cloned policy; `config.toml` in the run directory holds exactly this.
+
+    Raises `EbmtrajError` for an unknown label.
+    """
 
     label: str = "none"  # what it is told beside the present, of `clone.LABELS`
     data: str = ""  # the store

@@ -21,7 +21,10 @@ Holds = Callable[[Tensor], Tensor]  # states (B, S) -> which episodes repeat the
 
 @dataclass(frozen=True)
 class ExecuteConfig:
-    """Fresh starts of the environment, none of which is in any store."""
+    """Fresh starts of the environment, none of which is in any store.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     episodes: int = 48
     steps: int = 100

@@ -17,7 +17,10 @@ from ebmtraj.trajectories.transition import PairConfig, PairModel
 
 @dataclass(frozen=True)
 class ImprovedConfig(PairConfig):
-    """As `PairConfig`, and how much the KL term weighs; chains move the second half of a pair."""
+    """As `PairConfig`, and how much the KL term weighs; chains move the second half of a pair.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     kl: float = 0.1  # weight of the KL term: the negatives' energy less their entropy
     entropy: float = 1.0  # weight of the entropy within it

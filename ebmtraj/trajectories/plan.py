@@ -19,7 +19,10 @@ from ebmtraj.trajectories.window import Situation, WindowModel
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """How a plan is drawn; nothing here is trained, so all of it can be set anew for each task."""
+    """How a plan is drawn; nothing here is trained, so all of it can be set anew for each task.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     candidates: int = 4  # windows drawn for each present, of which the one of the least expected cost is kept
     guidance: float = 300.0  # how strongly the task cost pulls at every noise level; 0: it only chooses among candidates

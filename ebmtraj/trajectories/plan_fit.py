@@ -24,7 +24,10 @@ from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
 
 @dataclass(frozen=True)
 class PlanRecipe:
-    """All that decides a model that plans; `config.toml` in the run directory holds exactly this."""
+    """All that decides a model that plans; `config.toml` in the run directory holds exactly this.
+
+    Raises `EbmtrajError` for an unknown prior.
+    """
 
     prior: str = "energy"  # a name of `trajectories.window.PRIORS`
     data: str = ""  # the store

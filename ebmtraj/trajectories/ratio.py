@@ -34,7 +34,10 @@ BASES: dict[str, type[TransitionModel]] = {
 
 @dataclass(frozen=True)
 class RatioConfig:
-    """What is tilted, by which network, and among how many candidates a next state is chosen."""
+    """What is tilted, by which network, and among how many candidates a next state is chosen.
+
+    Raises `EbmtrajError` for a setting out of its range, and for a model that can't be tilted.
+    """
 
     of: str = "mdn"  # the model that is tilted
     base: dict[str, Any] = field(default_factory=dict)  # its settings, as `network` of its own recipe

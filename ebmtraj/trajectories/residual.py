@@ -28,7 +28,10 @@ LADDER = Ladder(levels=4, sigma_max=20.0, sigma_min=0.02, spacing="angle", predi
 
 @dataclass(frozen=True)
 class ResidualConfig:
-    """An explicit base and a noise-conditional model of its residual."""
+    """An explicit base and a noise-conditional model of its residual.
+
+    Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder.
+    """
 
     width: int = 256
     depth: int = 2

@@ -38,7 +38,10 @@ class InverseConfig:
 
 @dataclass(frozen=True)
 class SequenceNetwork:
-    """A transition energy and an inverse model, trained one after the other."""
+    """A transition energy and an inverse model, trained one after the other.
+
+    Raises `EbmtrajError` for an unknown objective and a share out of its range.
+    """
 
     objective: str = "dsm"  # of the transition energy: dsm, cd or icd
     transition: dict[str, Any] = field(default_factory=dict)  # its settings, as `network` of `train transition`
@@ -66,8 +69,8 @@ class SequenceNetwork:
 class SequenceModel(Trainable):
     """E(s_t, s_t+1) as `train transition` learns it, and a = f(s_t, s_t+1) by least squares, in one checkpoint."""
 
-    action_low: Tensor
-    action_high: Tensor
+    action_low: Tensor  # (A,), in the action's units, as the next
+    action_high: Tensor  # (A,)
 
     def __init__(
         self,

@@ -26,7 +26,10 @@ Inverse = Callable[[Tensor, Tensor], Tensor]  # states (B, S), the next ones (B,
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """How sequences are planned; nothing here is trained, so all of it can be set anew for each task."""
+    """How sequences are planned; nothing here is trained, so all of it can be set anew for each task.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     horizon: int = 16  # control steps
     plans: int = 4  # chains a start; the one of least energy plus cost is followed

@@ -58,7 +58,8 @@ class PairConfig:
     By default the network tilts a unit Gaussian of the whitened increment, and every chain, in training and in rollouts,
     starts from that Gaussian. The paper's own setting is `space=state negatives=pair matrices=false whiten=false scale=1
     prior=0 start=uniform keep=0.95 alpha=1 beta1=0 sampler.step_size=10 sampler.noise=0.005 sampler.steps=20
-    rollout_steps=20`, each with `--set network.` before it.
+    rollout_steps=20`, each with `--set network.` before it. Raises `EbmtrajError` for a setting out of its range, and for a
+    sampler with a ladder.
     """
 
     width: int = 128

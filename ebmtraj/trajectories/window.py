@@ -34,7 +34,10 @@ PRIORS: dict[str, type[TiltedBase]] = {
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """An energy of the next actions on an explicit base, and a model of what they are expected to lead to."""
+    """An energy of the next actions on an explicit base, and a model of what they are expected to lead to.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     actions: int = 8  # steps of a window
     horizons: tuple[int, ...] = (2, 4, 8, 16, 32)  # steps ahead at which outcomes are expected
@@ -79,7 +82,7 @@ class Situation(NamedTuple):
     outcome: Tensor  # (M, B, width), what the outcome model is given
 
     def repeated(self, times: int) -> Situation:
-        """Each present `times` times over, copies side by side."""
+        """Each present `times` times over (a count), copies side by side, `(times * B, ...)`."""
         if times == 1:
             return self
 

@@ -23,7 +23,7 @@ FOLDS = 5  # of cross-validation, in which the temperature is fitted
 
 @dataclass(frozen=True)
 class SVMConfig:
-    """One machine a class against all others."""
+    """One machine a class against all others. Raises `EbmtrajError` for a setting out of its range."""
 
     penalty: float = 3.0  # of an image on the wrong side of its margin (C)
     gamma: float = 2.0  # of the kernel exp(-gamma |x - x'|^2 / D), in unit coordinates

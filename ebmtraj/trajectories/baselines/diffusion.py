@@ -23,7 +23,10 @@ from ebmtraj.trajectories.model import TransitionModel, check_network
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion as Karras et al. 2022 do it, on normalised increments, whose spread is 1 (their sigma_data)."""
+    """Diffusion as Karras et al. 2022 do it, on normalised increments, whose spread is 1 (their sigma_data).
+
+    Raises `EbmtrajError` for a setting out of its range, and for a ladder without a predictor.
+    """
 
     width: int = 256
     depth: int = 3

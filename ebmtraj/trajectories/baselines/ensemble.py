@@ -27,7 +27,10 @@ POISSON = tuple(sum(math.exp(-1) / math.factorial(k) for k in range(n + 1)) for 
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """Probabilistic networks that differ in their initial weights and in the data that they see (Chua et al. 2018)."""
+    """Probabilistic networks that differ in their initial weights and in the data that they see (Chua et al. 2018).
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     members: int = 5
     width: int = 128

@@ -23,7 +23,10 @@ from ebmtraj.trajectories.model import TransitionModel, check_network
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Flow matching along straight paths (Lipman et al. 2023; rectified flow, Liu et al. 2023)."""
+    """Flow matching along straight paths (Lipman et al. 2023; rectified flow, Liu et al. 2023).
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     width: int = 256
     depth: int = 3

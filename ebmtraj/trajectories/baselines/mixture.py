@@ -22,7 +22,10 @@ from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """A mixture of diagonal Gaussians over the normalised increment (Bishop 1994), fitted by its likelihood."""
+    """A mixture of diagonal Gaussians over the normalised increment (Bishop 1994), fitted by its likelihood.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     components: int = 16
     width: int = 256

@@ -24,7 +24,10 @@ from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """A recurrent network with a mixture density (Graves 2013; the model of Ha and Schmidhuber 2018 on states)."""
+    """A recurrent network with a mixture density (Graves 2013; the model of Ha and Schmidhuber 2018 on states).
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     history: int = 4  # moves before the present state that it runs over
     history_noise: float = 0.0  # on those moves, in training, in standard deviations of the data

@@ -19,7 +19,7 @@ from ebmtraj.trajectories.sequence_coordinates import bounds_of
 
 @dataclass(frozen=True)
 class GradientConfig:
-    """How actions are chosen through the model."""
+    """How actions are chosen through the model. Raises `EbmtrajError` for a setting out of its range."""
 
     horizon: int = 16  # control steps
     samples: int = 8  # sequences a start, each descended; the one of least cost is followed

@@ -23,7 +23,10 @@ from ebmtraj.trajectories.window import WindowModel
 
 @dataclass(frozen=True)
 class PredictiveConfig:
-    """How futures are proposed and judged (Howell et al. 2022, "Predictive Sampling": the best of some, no averaging)."""
+    """How futures are proposed and judged (Howell et al. 2022, "Predictive Sampling": the best of some, no averaging).
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     samples: int = 16
     horizon: int = 16  # control steps that are simulated
@@ -46,14 +49,14 @@ class PredictiveConfig:
 class Physical(BatchEnv, Protocol):
     """A batch whose simulation can be put into any state."""
 
-    physics_state: np.ndarray
+    physics_state: np.ndarray  # (B, P), MuJoCo's full physics state
 
 
 class Proposer(Protocol):
     """Proposes actions for futures that stand together, `samples` for each episode; row 0 of each goes on as planned."""
 
     def begin(self, env: BatchEnv, state: Tensor, task: TaskCost, generator: torch.Generator) -> None:
-        """Forget the past."""
+        """Forget the past at the starts `(B, S)`; see `Controller.begin`."""
 
     def observe(self, state: Tensor, previous: Tensor | None) -> None:
         """Take note of the real states `(B, S)` and of the actions that led there."""

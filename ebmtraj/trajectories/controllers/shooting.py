@@ -24,7 +24,10 @@ from ebmtraj.trajectories.window import WindowModel
 
 @dataclass(frozen=True)
 class ShootingConfig:
-    """How sequences of actions are searched for; a `spread` counts in standard deviations of the data's actions."""
+    """How sequences of actions are searched for; a `spread` counts in standard deviations of the data's actions.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     method: Literal["cem", "mppi"] = "cem"
     horizon: int = 32  # control steps that are imagined
