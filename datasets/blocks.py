@@ -88,7 +88,7 @@ class StoreRecipe:
     split_seed: int = 0
 
     def identity(self) -> dict[str, Any]:
-        """The part that goes into the content hash, as plain JSON values."""
+        """The part that goes into the content hash, as plain JSON values; raises `EbmtrajError` where one is none."""
         return _plain(
             {
                 "schema": SCHEMA,
@@ -105,7 +105,7 @@ class StoreRecipe:
         )
 
     def attributes(self) -> dict[str, Any]:
-        """All that a new store's attributes say of its origin."""
+        """All that a new store's attributes say of its origin; raises as `identity`."""
         return {
             **self.identity(),
             "env_attributes": _plain(dict(self.env_attributes)),
@@ -145,7 +145,7 @@ def content_hasher(attributes: Mapping[str, Any]) -> hashlib._Hash:
 
 
 def piece_offsets(sizes: NDArray[Any]) -> Indices:
-    """(n + 1,) where each of n consecutive pieces starts, and the end of the last."""
+    """Where each of n consecutive pieces of sizes `(n,)` starts, and the end of the last, `(n + 1,)`."""
     return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 

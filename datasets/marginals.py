@@ -83,7 +83,7 @@ class Marginals(nn.Module):
         return self.levels[i] + (z - low) / (high - low) * (self.levels[i + 1] - self.levels[i])
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The inverse of the map, kept to the range seen, widened by a tenth of it on either side."""
+        """The inverse of the map, `(..., D)`, kept to the range seen, widened by a tenth of it on either side."""
         i = (torch.bucketize(y.contiguous(), self.levels, right=True) - 1).clamp(0, len(self.levels) - 2)
         low, high = self._ends(i)
         z = low + (y - self.levels[i]) / (self.levels[i + 1] - self.levels[i]) * (high - low)

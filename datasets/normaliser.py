@@ -35,18 +35,18 @@ class Normaliser(nn.Module):
     travel with the weights.
     """
 
-    unbounded: Tensor
-    state_mean: Tensor
-    state_scale: Tensor
-    state_low: Tensor
-    state_high: Tensor
-    feature_mean: Tensor
-    feature_scale: Tensor
-    action_mean: Tensor
-    action_scale: Tensor
-    delta_mean: Tensor
-    delta_matrix: Tensor
-    delta_inverse: Tensor
+    unbounded: Tensor  # (S,) whether an entry has no range to keep to
+    state_mean: Tensor  # (S,), in the states' units, as the next three
+    state_scale: Tensor  # (S,) standard deviation
+    state_low: Tensor  # (S,)
+    state_high: Tensor  # (S,)
+    feature_mean: Tensor  # (F,) of what networks see of a state
+    feature_scale: Tensor  # (F,)
+    action_mean: Tensor  # (A,)
+    action_scale: Tensor  # (A,)
+    delta_mean: Tensor  # (D,) of increments
+    delta_matrix: Tensor  # (D, D) brings increments to unit spread
+    delta_inverse: Tensor  # (D, D) and back; 0 where nothing ever moved
 
     def __init__(
         self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, rotation: Rotation = "world"

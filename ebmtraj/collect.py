@@ -37,7 +37,10 @@ REPLAY_TOLERANCE = 1e-3  # this closely: another processor may round otherwise, 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What to simulate; `episodes`, `workers`, `backend`, `address` and `block_episodes` do not change an episode."""
+    """What to simulate; `episodes`, `workers`, `backend`, `address` and `block_episodes` do not change an episode.
+
+    Raises `EbmtrajError` for a number out of its range.
+    """
 
     env: str = "hand-cube"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -148,7 +151,8 @@ def _collect(
 def simulate_block(config: CollectConfig, block: tuple[int, int]) -> EpisodeBlock:
     """Simulate the episodes from the first of `block` up to, not with, its second side by side; a pure function.
 
-    An episode ends at the step limit or with the state in which the environment terminates.
+    An episode ends at the step limit or with the state in which the environment terminates. Raises `EbmtrajError` where
+    environment or policy can't be made, or give what a store can't hold.
     """
     env, policy = _made(config)
     seeds = [episode_seed(config.seed, episode) for episode in range(*block)]
@@ -308,7 +312,8 @@ def _another(store: Store) -> str:
 def open_loop_rate(config: CollectConfig, steps: int, block: tuple[int, int]) -> float | None:
     """Steps a second of the simulator alone, given the actions of a block's first `steps` steps beforehand.
 
-    None where the environment can't run without coming back to Python.
+    None where the environment can't run without coming back to Python. Raises `EbmtrajError` where environment or policy
+    can't be made.
     """
     env, policy = _made(config)
     if not isinstance(env, HandCubeBatch):

@@ -44,7 +44,7 @@ _CUBE_CENTRE = np.array([1.0, 0.87, 0.17])  # metres
 
 
 def quantise(values: Array, bits: int, limit: float) -> Array:
-    """Values within +-`limit`, rounded to `bits` binary places."""
+    """Values of any shape, within +-`limit`, rounded to `bits` binary places."""
     return np.rint(np.clip(values, -limit, limit) * 2.0**bits) * 2.0**-bits
 
 
@@ -71,7 +71,7 @@ class Memory:
         return cls(axis.copy(), cosine, sine, zeros, states.astype(np.float64))
 
     def put(self, rows: NDArray[Any], other: Memory) -> None:
-        """Overwrite some rows with those of another memory."""
+        """Overwrite rows `(n,)` with those of another memory of n episodes."""
         for name in ("axis", "cosine", "sine", "output", "previous"):
             getattr(self, name)[rows] = getattr(other, name)
 
@@ -128,7 +128,7 @@ FEATURE_SIZE = 24 + 24 + 3 + 3 + 3 + 9 + OUTPUT_SIZE + N_ACTIONS + 18 + 2
 
 
 def bend(x: Array) -> Array:
-    """The hidden units' function: x above zero, x / (1 - x) below; smooth like ELU, and the same on every machine."""
+    """The hidden units' function: x above zero, x / (1 - x) below; smooth like ELU, the same on every machine, of any shape."""
     return np.where(x > 0.0, x, x / (1.0 + np.abs(x)))
 
 
@@ -228,7 +228,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, body: Body, layers: Sequence[tuple[Array, Array]], recipe: Mapping[str, Any]) -> None:
-    """Write gaits, network and recipe as one safetensors file; killed at any moment, it is the old one or the new one."""
+    """Write gaits, network and recipe as one safetensors file; killed at any moment, it is the old one or the new one.
+
+    `layers` are weight `(in, out)` and bias `(out,)` of each.
+    """
     header = {"format": FORMAT, "version": VERSION, "kind": KIND, "residual": body.residual, "speed": body.speed}
     tensors = {"gaits": np.ascontiguousarray(body.gaits, dtype=np.float64)}
     for i, (weight, bias) in enumerate(layers):

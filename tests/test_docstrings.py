@@ -19,13 +19,17 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 DIM = r"(?:\*?[A-Za-z_][\w.]*'?|\d+|\.\.\.)"
 SUM = rf"{DIM}(?:(?: ?(?:[-+*/]|//) ?| or ){DIM})*"
-SHAPE = re.compile(
-    rf"`(?:[^`]*[^`\w])?\((?:(?:{SUM}, ?)+(?:{SUM})?)?\)[^`]*`"  # in backticks: `(B, T + 1, S)`, `(B,)`, `()`
-    r"|(?<![\w`])\((?:(?:[A-Z]\w?|\d+|\.\.\.)(?: [-+] \d)?, ?)+(?:[A-Z]\w?|\d+|\.\.\.|size|\*event)?(?: [-+] \d)?\)|\(\*event,?\)"  # bare: (N, D)
-    r"|\b(?:any|same|its|their|whatever) (?:own )?shape|\bshaped? (?:as|like|of)\b"
-)
+IN_BACKTICKS = re.compile(rf"`(?:[^`]*[^`\w])?\((?:(?:{SUM}, ?)+(?:{SUM})?)?\)[^`]*`")  # `(B, T + 1, S)`, `(B,)`, `()`
+BARE = re.compile(rf"(?<![\w`])\(((?:{SUM}, ?)+(?:{SUM})?|\*event)\)")  # (N, m, T+1, S)
+IN_WORDS = re.compile(r"\b(?:any|same|its|their|whatever) (?:own )?shape|\bshape of\b")
 ARRAYS = re.compile(r"\b(?:Tensor|ndarray|NDArray|PackedSequence)\b")
 SILENT = {"NotImplementedError", "AssertionError", "StopIteration"}  # of abstract methods and iterators
+
+
+def says_shape(text: str) -> bool:
+    """Whether a text gives a shape; without backticks it takes a number, a dimension of one letter or `...` in it."""
+    bare = any(re.search(r"(?<!\w)(?:[A-Z]\'?|\d+)(?!\w)|\.\.\.|\*event", found) for found in BARE.findall(text))
+    return bare or bool(IN_BACKTICKS.search(text) or IN_WORDS.search(text))
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Name:
     own: str
     inherited: str = ""  # of the method that it overrides
     owner: str = ""  # of its class
+    ancestors: str = ""  # of that class's own ancestors
     comments: dict[str, str] = field(default_factory=dict)  # of a class's fields
 
     def __str__(self) -> str:
@@ -235,7 +240,7 @@ def lacks_shapes(name: Name) -> str | None:
                 if not (ARRAYS.search(kind) or aliases & set(re.findall(r"\w+", kind))):
                     continue
                 said = name.comments.get(item.target.id, "")
-                if not (SHAPE.search(said) or SHAPE.search(f"`{said}`") or SHAPE.search(name.own + name.inherited)):
+                if not any(map(says_shape, (said, f"`{said}`", name.own + name.inherited))):
                     missing.append(item.target.id)
         return f"says no shape of {', '.join(missing)}" if missing else None
     if not arrays_of(aliases, name.node):
@@ -243,7 +248,7 @@ def lacks_shapes(name: Name) -> str | None:
     texts = [texts_of(name)]
     if name.full.rpartition(".")[2] in ("__init__", "__call__", "forward"):
         texts.append(name.owner)
-    return None if SHAPE.search("\n".join(texts)) else "says no shape"
+    return None if says_shape("\n".join(texts)) else "says no shape"
 
 
 def raised(module: Module, node: ast.AST, seen: frozenset[str] = frozenset()) -> set[str]:
@@ -300,7 +305,7 @@ def lacks_errors(name: Name) -> str | None:
     if isinstance(name.node, ast.ClassDef):
         return None
     module = next(m for m in modules().values() if str(m.path.relative_to(ROOT)) == name.path)
-    texts = "\n".join([texts_of(name), name.owner])
+    texts = "\n".join([texts_of(name), name.owner, name.ancestors])
     missing = [error for error in sorted(raised(module, name.node)) if error not in texts]
     return f"does not name {', '.join(missing)}, which it raises" if missing else None
 

@@ -60,7 +60,7 @@ class MaskedNet(nn.Module):
         return F.linear(h, self.exit.weight[:, b])
 
     def free(self, seen: Sequence[int]) -> list[Tensor]:
-        """1 where a weight is used by none of these classes, else 0; as the parameters."""
+        """1 where a weight is used by none of these classes, else 0; as the parameters, or broadcasting to their shape."""
         a, b = self.mask1[list(seen)], self.mask2[list(seen)]
         taken1, taken2 = a.amax(0) if len(seen) else a.sum(0), b.amax(0) if len(seen) else b.sum(0)
         between = torch.einsum("ci,cj->ij", b, a).clamp_max(1.0)

@@ -26,7 +26,10 @@ class Reliability:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose greatest logit, of `(N, K)`, is that of the label `(N,)`."""
+    """Share of images whose greatest logit, of `(N, K)`, is that of the label `(N,)`.
+
+    Raises `EbmtrajError` where labels are not one an image or out of range, or a logit is not finite.
+    """
     _check(logits, labels)
     return float((logits.argmax(1) == labels).double().mean())
 

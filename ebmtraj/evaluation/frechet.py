@@ -26,8 +26,7 @@ def frechet_over_time(model: Array, truth: Array, mean: Array, std: Array, field
     model (N, T+1, S), truth (M, T+1, S), training mean (S,) and std (S,) -> (T+1,), no unit; angles of `fields` that turn
     without end as `standardise` has them. Its mean over t = 1..T is "the Frechet distance" of a model. Paper: "Implicit
     Generation and Modeling with EBMs", section 5.2 and figure 13. The estimate is biased upward by an amount that falls as
-    1/N: compare only at equal N, and with the floor. Raises `EbmtrajError` where covariances have no distance, as with
-    states that are not finite.
+    1/N: compare only at equal N, and with the floor. Raises `EbmtrajError` for fewer than 2 episodes on either side.
     """
     return _frechet(*(np.moveaxis(standardise(states, mean, std, fields), 1, 0) for states in (model, truth)))
 
@@ -37,7 +36,7 @@ def frechet_of_changes(model: Array, truth: Array, fields: Sequence[Field]) -> F
 
     model (N, T+1, S), truth (M, T+1, S) -> (T,), no unit. Changes are taken as each field's kind asks and scaled by the
     truth's spread over all episodes and steps, as the state's spread would drown the slow ones. Paper: "Implicit Generation
-    and Modeling with EBMs", section 5.2, applied to changes. Raises as `frechet_over_time`.
+    and Modeling with EBMs", section 5.2, applied to changes. Raises `EbmtrajError` for fewer than 2 episodes on either side.
     """
     moves, true_moves = changes(model, fields), changes(truth, fields)
     mean, std = true_moves.mean(axis=(0, 1)), true_moves.std(axis=(0, 1))

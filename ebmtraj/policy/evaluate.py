@@ -17,7 +17,10 @@ from ebmtraj.policy.simulator import quaternions, rotation_between
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Fresh starts of the real environment; the command is fixed for an episode, with equally many episodes an axis."""
+    """Fresh starts of the real environment; the command is fixed for an episode, with equally many episodes an axis.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     policy: str = "trained"
     checkpoint: str | None = None  # of the trained policy; the shipped one without it

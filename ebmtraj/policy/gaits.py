@@ -19,7 +19,7 @@ from ebmtraj.policy.simulator import Array, TrainingSimulator, quaternions, rota
 
 @dataclass(frozen=True)
 class GaitConfig:
-    """How each of the six gaits is searched for."""
+    """How each of the six gaits is searched for. Raises `EbmtrajError` for a setting out of its range."""
 
     seeds: int = 2  # searches an axis that start apart; the best goes on to the refinement
     population: int = 48

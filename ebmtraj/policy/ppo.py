@@ -35,7 +35,10 @@ CRITIC_EXTRA = 30 + 5  # joint and cube velocities; where the episode stands in 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """The task and the optimiser."""
+    """The task and the optimiser; `residual` and `speed` as `Body` has them, without a unit.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     iterations: int = 200
     batch: int = 512  # episodes side by side
@@ -150,7 +153,7 @@ class Task:
         return reward, clipped, dropped, self.age >= config.max_steps
 
     def advance(self, ended: NDArray[np.bool_]) -> None:
-        """Restart what has ended, and switch some commands."""
+        """Restart what has ended, of B episodes `(B,)`, and switch some commands."""
         switch = self.generator.random(len(ended)) < self.config.switch_probability
         other = (self.memory.axis + self.generator.integers(1, 6, size=len(ended))) % 6
         self.memory.axis = np.where(switch, other, self.memory.axis)
@@ -170,7 +173,7 @@ class Iteration:
 
     iteration: int
     turned: float  # rad per 100 steps about the command
-    turned_quiet: float  # the same of episodes without random actions
+    turned_quiet: float  # the same (rad per 100 steps) of episodes without random actions
     drops: float  # per 100 steps
     divergence: float
     learning_rate: float

@@ -26,7 +26,7 @@ CLOCK_GAP = 60.0  # seconds; a longer pause between two reports was a stopped pr
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Everything that decides the policy, but for the machine."""
+    """Everything that decides the policy, but for the machine. Raises `EbmtrajError` for a setting out of its range."""
 
     seed: int = 0
     threads: int = 2  # of the simulator, where it changes nothing, and of torch, where it changes the last bits

@@ -24,7 +24,7 @@ FORMAT, VERSION = "ebmtraj", 1
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors with a JSON header and its sha256; killed at any moment, the file is the old one or the new one."""
+    """Write tensors of any shape with a JSON header and its sha256; killed at any moment, the file is the old or the new."""
     values = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False)
     write_atomic(path, save(values, metadata={"header": text, "sha256": digest_of(text, values)}))

@@ -170,7 +170,7 @@ def score_matching(energy: Energy, x: Tensor, level: float, *, context: Any = No
     """Denoising score matching of any energy at one noise level (Vincent 2011), per element `(B,)`.
 
     Squared error of level grad E(x + level z) against z, mean over the event: at the optimum exp(-E) is the data's density
-    under noise of this level.
+    under noise of this level. Raises `EbmtrajError` for a level that is not above 0.
     """
     if not level > 0:
         raise EbmtrajError(f"score matching: level = {level}; it needs level > 0")

@@ -67,4 +67,4 @@ class Trainable(nn.Module, abc.ABC):
         return {}, {}
 
     def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """The inverse of `extra_state`, with tensors of the same shape each."""

@@ -120,7 +120,7 @@ class SequenceModel(Trainable):
         return self.transition.extra_state()
 
     def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """The inverse of `extra_state`, with tensors of the same shapes."""
         self.transition.load_extra_state(tensors, numbers)
 
     def act(self, state: Tensor, next_state: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class PairModel(TransitionModel):
         return self.buffer.state()
 
     def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """The inverse of `extra_state`, with tensors of the same shapes."""
         self.buffer.load(tensors, numbers)
 
     def pair(self, state: Tensor, action: Tensor | None, next_state: Tensor) -> Tensor:
