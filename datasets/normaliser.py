@@ -153,11 +153,11 @@ class Normaliser(nn.Module):
         return self.increments.apply(state, self.marginals.inverse(z) @ self.delta_inverse + self.delta_mean)
 
     def clamp(self, state: Tensor) -> Tensor:
-        """Keep a state where training data can be: within their range, widened by a tenth of it on either side, and within
-        the fields' limits. Quaternions come out unit, and angles that turn without end are left alone.
+        """Keep a state `(..., S)` where training data can be: within their range, widened by a tenth of it, and the limits.
 
-        Limits are kept to 0.9 % of their range, unless more than one in 1,000 training states passes them by more, as with
-        MuJoCo's soft limits under strong motors: then to the furthest that the training data go.
+        The limits are the fields'. Quaternions come out unit, and angles that turn without end are left alone. Limits are
+        kept to 0.9 % of their range, unless more than one in 1,000 training states passes them by more, as with MuJoCo's
+        soft limits under strong motors: then to the furthest that the training data go.
         """
         bounded = torch.minimum(torch.maximum(state, self.state_low), self.state_high)
         return self.increments.project(torch.where(self.unbounded, state, bounded))

@@ -174,7 +174,7 @@ def member_array(group: zarr.Group, url: str, name: str) -> zarr.Array[Any]:
 
 @contextlib.contextmanager
 def writing(url: str) -> Iterator[None]:
-    """Turn whatever zarr or the file system raises into one `EbmtrajError`, and let Ctrl-C wait until the write is through."""
+    """Turn whatever zarr or the file system raises into one `EbmtrajError`, and let Ctrl-C wait for the write's end."""
     try:
         with ctrl_c_later():  # zarr's pending tasks complain when they are left behind
             yield

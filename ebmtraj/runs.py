@@ -271,7 +271,10 @@ class MetricsWriter:
             raise EbmtrajError(f"can't write {path}: {error.strerror or error}") from None
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row and hand it to the system, so that a reader sees it at once; raises `EbmtrajError` where it can't."""
+        """Append one row and hand it to the system, so that a reader sees it at once.
+
+        Raises `EbmtrajError` where it can't be written.
+        """
         if self._file is None:
             return
         try:

@@ -128,7 +128,10 @@ FEATURE_SIZE = 24 + 24 + 3 + 3 + 3 + 9 + OUTPUT_SIZE + N_ACTIONS + 18 + 2
 
 
 def bend(x: Array) -> Array:
-    """The hidden units' function: x above zero, x / (1 - x) below; smooth like ELU, the same on every machine, of any shape."""
+    """The hidden units' function, elementwise, of any shape: x above zero, x / (1 - x) below.
+
+    Smooth like ELU, and the same on every machine.
+    """
     return np.where(x > 0.0, x, x / (1.0 + np.abs(x)))
 
 

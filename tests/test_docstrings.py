@@ -1,4 +1,14 @@
-"""Every public name says what it is: a sentence, shapes, units, errors and sources. Read from the syntax tree; nothing is imported."""
+"""Every public name says what it is: a sentence, shapes, units, errors and sources. Syntax trees are read; nothing is imported.
+
+What a method overrides speaks for it, too, as does a protocol of the same room that its class fulfils, and what a docstring
+points to ("see `Controller.begin`", "the inverse of `state`", "raises as `forward`"):
+
+- every module, class, function, method and property has a docstring; a constructor's may be its class's;
+- what takes or returns arrays gives a shape, as `(B, S)` or in words ("of any shape"), and so does a field that is an array;
+- what raises an error, itself or through private helpers, names it; the words may be its class's;
+- a parameter, field or result that is named as a physical quantity has a unit;
+- a module that implements a paper's algorithm or a cited method says which: in its docstring, or in that of every name in it.
+"""
 
 from __future__ import annotations
 
@@ -6,94 +16,203 @@ import ast
 import builtins
 import io
 import re
+import textwrap
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_ROOT = ("envs", "datasets")
-PRIVATE_ROOMS = ("cli", "report", "__main__")  # commands and their pages: `docs/cli.md` is their reference
+NOT_API = ("cli", "report", "__main__")  # commands and what they print: `docs/cli.md` is their reference
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 DIM = r"(?:\*?[A-Za-z_][\w.]*'?|\d+|\.\.\.)"
 SUM = rf"{DIM}(?:(?: ?(?:[-+*/]|//) ?| or ){DIM})*"
-IN_BACKTICKS = re.compile(rf"`(?:[^`]*[^`\w])?\((?:(?:{SUM}, ?)+(?:{SUM})?)?\)[^`]*`")  # `(B, T + 1, S)`, `(B,)`, `()`
+IN_BACKTICKS = re.compile(rf"`(?:[^`]*[^`\w])?\((?:(?:{SUM}, ?)+(?:{SUM})?)?\)[^`]*`")  # `(B, T + 1, S)`, `x (B,)`, `()`
 BARE = re.compile(rf"(?<![\w`])\(((?:{SUM}, ?)+(?:{SUM})?|\*event)\)")  # (N, m, T+1, S)
-IN_WORDS = re.compile(r"\b(?:any|same|its|their|whatever) (?:own )?shape|\bshape of\b")
-ARRAYS = re.compile(r"\b(?:Tensor|ndarray|NDArray|PackedSequence)\b")
-SILENT = {"NotImplementedError", "AssertionError", "StopIteration"}  # of abstract methods and iterators
+IN_WORDS = re.compile(r"\b(?:any|same|its|their|whatever) (?:own )?shape|\bshapes? of\b")
+ARRAYS = re.compile(r"\b(?:Tensor|ndarray|NDArray)\b")
 
+PHYSICAL_ROOMS = ("envs", "datasets", "trajectories", "policy", "collect", "fields")
+PHYSICAL = re.compile(
+    r"(?:^|_)(?:dt|times?|timestep|radius|angles?|positions?|heights?|distance|speeds?|velocit(?:y|ies)|force|torque|gain|duration|"
+    r"frequency|rotations?|turn|turned|mass)(?:_|$)"
+)
+UNIT = re.compile(
+    r"(?<![\w`])(?:rad|radians?|m|metres?|mm|s|ms|seconds?|minutes?|N|Nm|Hz|kg|pixels?|px|turns?|steps?|degrees|no unit|"
+    r"without a unit|units?|normalised|share|quaternions?|\(w, x, y, z\))(?!\w)"
+)
+SOURCE = re.compile(
+    r"\b[Pp]apers? 00\d|\b[A-Z][\w'à-ÿ-]+(?:,? (?:and |& )?[A-Z][\w'à-ÿ-]+| et\s+al\.)*,? (?:19|20)\d\d\b|\bPaper: \""
+)
 
-def says_shape(text: str) -> bool:
-    """Whether a text gives a shape; without backticks it takes a number, a dimension of one letter or `...` in it."""
-    bare = any(re.search(r"(?<!\w)(?:[A-Z]\'?|\d+)(?!\w)|\.\.\.|\*event", found) for found in BARE.findall(text))
-    return bare or bool(IN_BACKTICKS.search(text) or IN_WORDS.search(text))
+ALGORITHMS = {  # modules that implement a paper's algorithm or a cited method, by room
+    "energies": ("compose", "concept", "image", "image_conv", "joint", "latent", "sequence", "transition", "value_place"),
+    "samplers": ("adapt", "ais", "anneal", "buffer", "diagnostics", "kernel", "langevin", "mcmc", "start", "tempering"),
+    "training": ("losses", "objectives"),
+    "nets": ("base", "encoder", "mixture", "resnet", "sequence", "vector_field"),
+    "trajectories": (
+        "baselines.diffusion",
+        "baselines.ensemble",
+        "baselines.feed_forward",
+        "baselines.field",
+        "baselines.flow",
+        "baselines.gaussian",
+        "baselines.mixture",
+        "baselines.sequence",
+        "clone",
+        "controllers.behaviour",
+        "controllers.gradient",
+        "controllers.imagination",
+        "controllers.predictive",
+        "controllers.search",
+        "controllers.shooting",
+        "improved",
+        "plan",
+        "ratio",
+        "residual",
+        "scaling",
+        "sequence_coordinates",
+        "sequence_model",
+        "sequence_plan",
+        "tilted",
+        "transition",
+        "window",
+    ),
+    "images": (
+        "adversary",
+        "attacks",
+        "baselines.svm",
+        "baselines.vae",
+        "classifier",
+        "compose",
+        "concept",
+        "cross",
+        "field",
+        "joint",
+        "noise_conditional",
+        "pair",
+        "pcd",
+        "restore",
+        "robustness",
+    ),
+    "generators": ("flow", "glow", "tilt", "tilt_fit", "vae"),
+    "continual": ("contrastive", "masked", "measures", "replay", "softmax", "tasks", "vae"),
+    "evaluation": ("c2st", "calibration", "frechet", "image_features", "image_scores", "ood", "scores", "wasserstein"),
+    "policy": ("gaits", "ppo"),
+    "datasets": ("dsprites", "interchange.diffusion_policy", "marginals", "sprites", "toy"),
+}
 
 
 @dataclass(frozen=True)
-class Name:
-    """A public function, method or class, with the texts that speak for it."""
-
-    path: str
-    line: int
-    full: str
-    node: ast.AST
-    own: str
-    inherited: str = ""  # of the method that it overrides
-    owner: str = ""  # of its class
-    ancestors: str = ""  # of that class's own ancestors
-    comments: dict[str, str] = field(default_factory=dict)  # of a class's fields
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line} {self.full}"
-
-
-def texts_of(name: Name) -> str:
-    """What speaks for a name, with what it points to: "see `Controller.begin`", "the inverse of `state`", "raises as `forward`"."""
-    texts = "\n".join([name.own, name.inherited])
-    found = [texts]
-    for target in re.findall(r"(?:\bsee|\bas|\bof|\bthen|^) `([\w.]+)`", texts):
-        beside = f"{name.full.rpartition('.')[0]}.{target}"
-        found += [n.own for n in names() if n.full == beside or (n.full.endswith(f".{target}") and "." in target)]
-    return "\n".join(found)
-
-
-@dataclass
 class Module:
     """A module's tree, its comments by line, and where the names that it imports come from."""
 
     name: str
-    path: Path
-    tree: ast.Module
-    comments: dict[int, str]
-    imports: dict[str, tuple[str, str]]
+    path: str
+    text: str
 
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @cached_property
+    def comments(self) -> dict[int, str]:
+        tokens = tokenize.generate_tokens(io.StringIO(self.text).readline)
+        return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+    @cached_property
+    def imports(self) -> dict[str, tuple[str, str]]:
+        nodes = [node for node in self.tree.body if isinstance(node, ast.ImportFrom)]
+        return {alias.asname or alias.name: (node.module or "", alias.name) for node in nodes for alias in node.names}
+
+    @cached_property
     def classes(self) -> dict[str, ast.ClassDef]:
         return {node.name: node for node in self.tree.body if isinstance(node, ast.ClassDef)}
 
-    def aliases(self) -> set[str]:
+    @cached_property
+    def aliases(self) -> frozenset[str]:
         """Names of module level that stand for arrays, such as `Pair = tuple[Tensor, Tensor]`."""
-        found = set()
-        for node in self.tree.body:
-            if isinstance(node, ast.Assign) and not _calls(node.value) and ARRAYS.search(plain(node.value)):
-                found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        found = [node for node in self.tree.body if isinstance(node, ast.Assign) and ARRAYS.search(plain(node.value))]
+        kinds = [node for node in found if not any(isinstance(part, ast.Call) for part in ast.walk(node.value))]
+        return frozenset(target.id for node in kinds for target in node.targets if isinstance(target, ast.Name))
+
+    @cached_property
+    def helpers(self) -> dict[str, Function]:
+        """Private functions and methods, as they are called."""
+        found = {node.name: node for node in self.tree.body if isinstance(node, FUNCTIONS) and node.name[0] == "_"}
+        for each in self.classes.values():
+            found |= {f"self.{name}": node for name, node in methods(each).items() if re.match(r"_(?!_)", name)}
         return found
+
+    def holds_arrays(self, annotation: ast.AST | None) -> bool:
+        text = "" if annotation is None else plain(annotation)
+        return bool(ARRAYS.search(text) or self.aliases & set(re.findall(r"\w+", text)))
+
+
+@dataclass(frozen=True)
+class Name:
+    """A public module, class, function or method, with the texts that speak for it."""
+
+    module: Module
+    full: str
+    node: ast.AST
+    own: str
+    inherited: str = ""  # of what it overrides
+    owner: str = ""  # of its class and of what that inherits from
+    fields: dict[str, str] = field(default_factory=dict)  # of a class, with what is said beside each
+
+    def __str__(self) -> str:
+        return f"{self.module.path}:{getattr(self.node, 'lineno', 1)} {self.full}"
+
+    @property
+    def texts(self) -> str:
+        """What it says, with what it points to."""
+        said = f"{self.own}\n{self.inherited}"
+        found = [said]
+        for target in re.findall(r"(?:\b(?:see|See|as|As|of|then)|^) `([\w.]+)`", said):
+            beside = f"{self.full.rpartition('.')[0]}.{target}"
+            found += [
+                n.own for n in by_end().get(target.rpartition(".")[2], []) if n.full == beside or pointed(n.full, target)
+            ]
+        return "\n".join(found)
+
+
+def pointed(full: str, target: str) -> bool:
+    return "." in target and full.endswith(f".{target}")
 
 
 def plain(annotation: ast.AST) -> str:
-    """An annotation without the functions in it, which are not arrays."""
+    """The names in an annotation, without the functions in it, which are not arrays."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         return annotation.value
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in ("Callable", "Literal", "Annotated"):
         return ""
     inner = [plain(child) for child in ast.iter_child_nodes(annotation)]
-    return " ".join([getattr(annotation, "id", getattr(annotation, "attr", "")), *inner])
+    return " ".join([getattr(annotation, "id", getattr(annotation, "attr", "")), *inner]).strip()
 
 
-def _calls(node: ast.AST) -> bool:
-    return any(isinstance(part, ast.Call) for part in ast.walk(node))
+def says_shape(text: str) -> bool:
+    """Whether a text gives a shape; without backticks it takes a number, a dimension of one letter or `...` in it."""
+    bare = any(re.search(r"(?<!\w)(?:[A-Z]'?|\d+)(?!\w)|\.\.\.|\*event", found) for found in BARE.findall(text))
+    return bare or bool(IN_BACKTICKS.search(text) or IN_WORDS.search(text))
+
+
+def doc(node: ast.AST) -> str:
+    return ast.get_docstring(node) or "" if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) else ""
+
+
+def methods(node: ast.ClassDef) -> dict[str, Function]:
+    return {item.name: item for item in reversed(node.body) if isinstance(item, FUNCTIONS)}  # of a property, the getter
+
+
+def is_public(name: str) -> bool:
+    return not name.startswith("_") or name in ("__init__", "__call__", "__post_init__")
 
 
 @cache
@@ -103,241 +222,240 @@ def modules() -> dict[str, Module]:
     for folder, prefix in ((ROOT / "ebmtraj", "ebmtraj"), *((ROOT / name, f"ebmtraj.{name}") for name in AT_ROOT)):
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
-            if "__pycache__" in parts or (prefix == "ebmtraj" and parts[0] in (*AT_ROOT, *PRIVATE_ROOMS)):
+            if "__pycache__" in parts or (prefix == "ebmtraj" and parts[0] in (*AT_ROOT, *NOT_API)):
                 continue
             name = ".".join([prefix, *(part for part in parts if part != "__init__")])
-            text = path.read_text(encoding="utf-8")
-            tree = ast.parse(text)
-            comments = {
-                token.start[0]: token.string.lstrip("# ")
-                for token in tokenize.generate_tokens(io.StringIO(text).readline)
-                if token.type == tokenize.COMMENT
-            }
-            imports = {
-                alias.asname or alias.name: (node.module or "", alias.name)
-                for node in ast.walk(tree)
-                if isinstance(node, ast.ImportFrom)
-                for alias in node.names
-            }
-            found[name] = Module(name, path, tree, comments, imports)
+            found[name] = Module(name, str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
     return found
 
 
-def find_class(module: Module, name: str) -> tuple[Module, ast.ClassDef] | None:
-    """The class that a name means in a module, of this package."""
-    if name in module.classes():
-        return module, module.classes()[name]
-    source, original = module.imports.get(name, ("", ""))
-    return find_class(modules()[source], original) if source in modules() else None
-
-
-def bases(module: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef]]:
+def ancestors(module: Module, node: ast.ClassDef) -> Iterator[ast.ClassDef]:
     """A class's ancestors in this package, the nearest first."""
     for base in node.bases:
         name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
-        if (found := find_class(module, name)) is not None:
-            yield found
-            yield from bases(*found)
-
-
-def doc(node: ast.AST) -> str:
-    return ast.get_docstring(node) or "" if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) else ""
-
-
-def methods(node: ast.ClassDef) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
-    return {item.name: item for item in reversed(node.body) if isinstance(item, FUNCTIONS)}  # of a property, the getter
-
-
-def is_public(name: str) -> bool:
-    return not name.startswith("_") or name in ("__init__", "__call__", "__post_init__")
+        where = module
+        while name not in where.classes and where.imports.get(name, ("",))[0] in modules():
+            source, name = where.imports[name]
+            where = modules()[source]
+        if name in where.classes:
+            yield where.classes[name]
+            yield from ancestors(where, where.classes[name])
 
 
 @cache
 def protocols(room: str) -> tuple[ast.ClassDef, ...]:
     """The protocols of a room, which its classes fulfil without naming them."""
-    return tuple(
-        node
-        for module in modules().values()
-        if module.name.split(".")[1:2] == [room]
-        for node in module.classes().values()
-        if "Protocol" in map(ast.unparse, node.bases) and {n for n in methods(node) if n != "__init__"}
-    )
+    every = [node for m in modules().values() if room_of(m.name) == room for node in m.classes.values()]
+    return tuple(node for node in every if "Protocol" in map(ast.unparse, node.bases) and set(methods(node)) - {"__init__"})
 
 
-def contracts(module: Module, node: ast.ClassDef) -> Iterator[ast.ClassDef]:
-    """What a class inherits its methods' meaning from: its ancestors, and protocols of its room all of whose methods it has."""
-    heirs = [base for _, base in bases(module, node)]
-    yield from heirs
-    own = {name for each in (node, *heirs) for name in methods(each)}
-    yield from (p for p in protocols(module.name.split(".")[1]) if p is not node and own >= set(methods(p)))
+def room_of(name: str) -> str:
+    return [*name.split("."), ""][1]
+
+
+def names_of(module: Module) -> Iterator[Name]:
+    yield Name(module, module.name, module.tree, doc(module.tree))
+    for node in module.tree.body:
+        if isinstance(node, FUNCTIONS) and is_public(node.name):
+            yield Name(module, f"{module.name}.{node.name}", node, doc(node))
+        elif isinstance(node, ast.ClassDef) and is_public(node.name):
+            heirs = [*ancestors(module, node)]
+            own = {name for each in (node, *heirs) for name in methods(each)}
+            heirs += [p for p in protocols(room_of(module.name)) if p is not node and own >= set(methods(p))]
+            full, above = f"{module.name}.{node.name}", "\n".join(map(doc, heirs))
+            yield Name(module, full, node, doc(node), above, fields=fields_of(module, node))
+            for item in node.body:
+                if isinstance(item, FUNCTIONS) and is_public(item.name):
+                    over = "\n".join(doc(methods(each)[item.name]) for each in heirs if item.name in methods(each))
+                    said = doc(item) or doc(methods(node)[item.name])
+                    yield Name(module, f"{full}.{item.name}", item, said, over, f"{doc(node)}\n{above}")
+
+
+def fields_of(module: Module, node: ast.ClassDef) -> dict[str, str]:
+    """The annotated names in a class's body, with the comment at the end of each or on the lines above or below it."""
+    found = {}
+    for i, item in enumerate(node.body):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and is_public(item.target.id):
+            last, after = item.end_lineno or item.lineno, node.body[i + 1].lineno if i + 1 < len(node.body) else 10**9
+            lines = [n for n in module.comments if item.lineno - 1 <= n < min(after, last + 4)]
+            found[item.target.id] = " ".join(module.comments[n] for n in lines)
+    return found
 
 
 @cache
 def names() -> list[Name]:
-    """Every public class, function and method of the public modules."""
-    found = []
-    for module in modules().values():
-        path = str(module.path.relative_to(ROOT))
-        for node in module.tree.body:
-            if isinstance(node, FUNCTIONS) and is_public(node.name):
-                found.append(Name(path, node.lineno, f"{module.name}.{node.name}", node, doc(node)))
-            elif isinstance(node, ast.ClassDef) and is_public(node.name):
-                comments = {}
-                for i, item in enumerate(node.body):
-                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                        last = item.end_lineno or item.lineno
-                        after = node.body[i + 1].lineno if i + 1 < len(node.body) else last + 2
-                        below = [module.comments[n] for n in range(last + 1, after) if n in module.comments]
-                        said = module.comments.get(last, module.comments.get(item.lineno, ""))
-                        above = module.comments.get(item.lineno - 1, "")
-                        comments[item.target.id] = " ".join([said or above, *(below if said else [])])
-                heirs = list(contracts(module, node))
-                full = f"{module.name}.{node.name}"
-                above = "\n".join(doc(base) for base in heirs)
-                found.append(Name(path, node.lineno, full, node, doc(node), above, comments=comments))
-                for method in node.body:
-                    name = method.name if isinstance(method, FUNCTIONS) else "_"
-                    if is_public(name):
-                        over = "\n".join(doc(methods(base)[name]) for base in heirs if name in methods(base))
-                        found.append(
-                            Name(
-                                path,
-                                method.lineno,
-                                f"{full}.{name}",
-                                method,
-                                doc(method) or doc(methods(node)[name]),
-                                over,
-                                doc(node),
-                            )
-                        )
+    return [name for module in modules().values() for name in names_of(module)]
+
+
+@cache
+def by_end() -> dict[str, list[Name]]:
+    found: dict[str, list[Name]] = {}
+    for name in names():
+        found.setdefault(name.full.rpartition(".")[2], []).append(name)
     return found
 
 
-def arrays_of(module_aliases: set[str], node: ast.AST) -> bool:
-    """Whether a function takes or returns arrays, by its annotations."""
-    assert isinstance(node, FUNCTIONS)
-    given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
-    texts = [plain(a.annotation) for a in given if a is not None and a.annotation is not None]
-    texts += [plain(node.returns)] if node.returns is not None else []
-    return any(ARRAYS.search(text) or module_aliases & set(re.findall(r"\w+", text)) for text in texts)
-
-
 def lacks_docstring(name: Name) -> str | None:
-    if name.own or name.full.endswith((".__init__", ".__post_init__")):
-        return None
-    return "has no docstring"
+    has = name.own or name.full.endswith((".__init__", ".__post_init__"))
+    return None if has else "has no docstring"
 
 
-def lacks_shapes(name: Name) -> str | None:
-    """An override speaks through what it overrides; a constructor and a call, through their class."""
-    module = next(m for m in modules().values() if str(m.path.relative_to(ROOT)) == name.path)
-    aliases = module.aliases()
+def lacks_shape(name: Name) -> str | None:
     if isinstance(name.node, ast.ClassDef):
-        missing = []
-        for item in name.node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and is_public(item.target.id):
-                kind = plain(item.annotation)
-                if not (ARRAYS.search(kind) or aliases & set(re.findall(r"\w+", kind))):
-                    continue
-                said = name.comments.get(item.target.id, "")
-                if not any(map(says_shape, (said, f"`{said}`", name.own + name.inherited))):
-                    missing.append(item.target.id)
+        kinds = {item.target.id: item.annotation for item in name.node.body if isinstance(item, ast.AnnAssign)}  # type: ignore[union-attr]
+        arrays = [each for each in name.fields if name.module.holds_arrays(kinds[each])]
+        missing = [e for e in arrays if not any(map(says_shape, (name.texts, name.fields[e], f"`{name.fields[e]}`")))]
         return f"says no shape of {', '.join(missing)}" if missing else None
-    if not arrays_of(aliases, name.node):
+    if not isinstance(name.node, FUNCTIONS):
         return None
-    texts = [texts_of(name)]
-    if name.full.rpartition(".")[2] in ("__init__", "__call__", "forward"):
-        texts.append(name.owner)
-    return None if says_shape("\n".join(texts)) else "says no shape"
+    every = name.node.args
+    given = [*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg]
+    kinds_given = [name.node.returns, *(a.annotation for a in given if a is not None)]
+    if not any(map(name.module.holds_arrays, kinds_given)):
+        return None
+    texts = name.texts
+    if name.full.rpartition(".")[2] in ("__init__", "__call__", "forward"):  # what a class is made of, or is as a function
+        texts += name.owner
+    return None if says_shape(texts) else "says no shape"
+
+
+def lacks_error(name: Name) -> str | None:
+    if not isinstance(name.node, FUNCTIONS):
+        return None
+    texts = f"{name.texts}\n{name.owner}"
+    missing = [error for error in sorted(raised(name.module, name.node)) if error not in texts]
+    return f"does not name {', '.join(missing)}, which it raises" if missing else None
 
 
 def raised(module: Module, node: ast.AST, seen: frozenset[str] = frozenset()) -> set[str]:
-    """The errors that a body raises, itself or by private helpers of its module."""
-    private = {}
-    for item in module.tree.body:
-        if isinstance(item, FUNCTIONS) and item.name.startswith("_"):
-            private[item.name] = item
-        if isinstance(item, ast.ClassDef):
-            private |= {f"self.{n}": m for n, m in methods(item).items() if n.startswith("_") and not n.startswith("__")}
+    """The public errors that a body raises and does not catch, itself or through private helpers of its module."""
     found = set()
     for part, caught in handled(node):
+        words: set[str] = set()
         if isinstance(part, ast.Raise) and part.exc is not None:
-            error = part.exc.func if isinstance(part.exc, ast.Call) else part.exc
-            word = ast.unparse(error).rpartition(".")[2]
-            if word[:1].isupper() and not any(catches(each, word) for each in caught):
-                found.add(word)
+            word = ast.unparse(part.exc.func if isinstance(part.exc, ast.Call) else part.exc).rpartition(".")[2]
+            words = {word} if word[0].isupper() and word != "NotImplementedError" else set()
         elif isinstance(part, ast.Call):
-            callee = ast.unparse(part.func).replace("cls.", "self.")
-            if callee in private and callee not in seen:
-                inner = raised(module, private[callee], seen | {callee})
-                found |= {word for word in inner if not any(catches(each, word) for each in caught)}
-    return found - SILENT
+            callee = re.sub(r"^cls\.", "self.", ast.unparse(part.func))
+            if callee in module.helpers and callee not in seen:
+                words = raised(module, module.helpers[callee], seen | {callee})
+        found |= {word for word in words if not any(catches(each, word) for each in caught)}
+    return found
 
 
 def handled(node: ast.AST, caught: tuple[str, ...] = ()) -> Iterator[tuple[ast.AST, tuple[str, ...]]]:
     """Every node below, with the names of the errors that are caught around it."""
     for child in ast.iter_child_nodes(node):
-        yield child, caught
-        if isinstance(child, ast.Try):
-            names = [h.type for h in child.handlers]
-            each = [e for n in names for e in (n.elts if isinstance(n, ast.Tuple) else [n]) if e is not None]
-            inside = (*caught, *(ast.unparse(e).rpartition(".")[2] for e in each))
-            for part in child.body:
-                yield part, inside
-                yield from handled(part, inside)
-            for part in (*child.handlers, *child.orelse, *child.finalbody):
-                yield part, caught
-                yield from handled(part, caught)
+        if isinstance(node, ast.Try) and child in node.body:
+            kinds = [kind for h in node.handlers for kind in (h.type.elts if isinstance(h.type, ast.Tuple) else [h.type])]
+            inside = (*caught, *(ast.unparse(kind).rpartition(".")[2] for kind in kinds if kind is not None))
         else:
-            yield from handled(child, caught)
+            inside = caught
+        yield child, inside
+        yield from handled(child, inside)
 
 
 def catches(handler: str, error: str) -> bool:
-    """Whether a handler of one error, by name, takes another."""
+    """Whether a handler of one error takes another, both by name."""
     kinds = [getattr(builtins, name, None) for name in (handler, error)]
-    if all(isinstance(kind, type) for kind in kinds):
-        return issubclass(kinds[1], kinds[0])  # type: ignore[arg-type]
+    if isinstance(kinds[0], type) and isinstance(kinds[1], type):
+        return issubclass(kinds[1], kinds[0])
     return handler in (error, "Exception") or (handler, error) == ("EbmtrajError", "DivergedError")
 
 
-def lacks_errors(name: Name) -> str | None:
-    """A class may speak for its methods, as an override's base may."""
-    if isinstance(name.node, ast.ClassDef):
+def lacks_unit(name: Name) -> str | None:
+    texts = f"{name.texts}\n{name.owner}"
+    if room_of(name.full) not in PHYSICAL_ROOMS:
         return None
-    module = next(m for m in modules().values() if str(m.path.relative_to(ROOT)) == name.path)
-    texts = "\n".join([texts_of(name), name.owner, name.ancestors])
-    missing = [error for error in sorted(raised(module, name.node)) if error not in texts]
-    return f"does not name {', '.join(missing)}, which it raises" if missing else None
-
-
-PHYSICAL_ROOMS = ("envs", "datasets", "trajectories", "policy", "collect", "fields")
-PHYSICAL = set(
-    "dt time times radius angle angles position positions height heights distance speed speeds velocity velocities force torque"
-    " gain duration frequency rotation rotations turn turned mass".split()
-)
-UNIT = re.compile(
-    r"(?<![\w`])(?:rad|radians?|m|metres?|mm|s|ms|seconds?|minutes?|N|Nm|Hz|kg|pixels?|px|turns?|(?:control )?steps?|degrees|no unit|"
-    r"units?|normalised|fraction|share|quaternions?|\(w, x, y, z\))(?!\w)"
-)
-
-
-def lacks_units(name: Name) -> str | None:
-    """Of a parameter or a field that is named like a physical quantity."""
-    if name.full.split(".")[1] not in PHYSICAL_ROOMS:
-        return None
-    texts = "\n".join([name.own, name.inherited, name.owner])
     if isinstance(name.node, ast.ClassDef):
-        said = {field: f"{texts}\n{comment}" for field, comment in name.comments.items()}
-    else:
-        assert isinstance(name.node, FUNCTIONS)
+        said = {each: f"{texts}\n{beside}" for each, beside in name.fields.items()}
+    elif isinstance(name.node, FUNCTIONS):
         given = [*name.node.args.posonlyargs, *name.node.args.args, *name.node.args.kwonlyargs]
-        said = {
-            argument.arg: texts
-            for argument in given
-            if ast.unparse(argument.annotation or argument) not in ("str", "int", "bool")
-        }
-        last = name.full.rpartition(".")[2]
+        said = {a.arg: texts for a in given if a.annotation is None or plain(a.annotation) not in ("str", "int", "bool")}
         if name.node.returns is not None and re.search(rf"float|{ARRAYS.pattern}", ast.unparse(name.node.returns)):
-            said[last] = texts
-    missing = [each for each, text in said.items() if PHYSICAL & set(each.split("_")) and not UNIT.search(text)]
+            said[name.full.rpartition(".")[2]] = texts
+    else:
+        return None
+    missing = [each for each, text in said.items() if PHYSICAL.search(each) and not UNIT.search(text)]
     return f"says no unit of {', '.join(missing)}" if missing else None
+
+
+def lacks_source(name: Name) -> str | None:
+    parts = name.module.name.split(".")
+    listed = ".".join(parts[2:]) in ALGORITHMS.get(room_of(name.full), ())
+    if not listed or name.full.count(".") != len(parts) or SOURCE.search(doc(name.module.tree)):
+        return None
+    return None if SOURCE.search(name.texts) else "names no source"
+
+
+RULES: tuple[Callable[[Name], str | None], ...] = (lacks_docstring, lacks_shape, lacks_error, lacks_unit, lacks_source)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_public_name_says_what_it_is(rule: Callable[[Name], str | None]) -> None:
+    assert len(names()) > 2000
+    found = [f"{name} {said}" for name in names() if (said := rule(name)) is not None]
+    assert not found, "\n".join(found)
+
+
+def test_every_algorithm_listed_is_a_module() -> None:
+    listed = [f"ebmtraj.{room}.{name}" for room, every in ALGORITHMS.items() for name in every]
+    assert len(listed) > 80
+    assert [name for name in listed if name not in modules()] == []
+
+
+FAULTY = '''
+    """A room."""
+    class Sampler(Base):
+        """A chain."""
+        start: Tensor  # where it begins
+        speed: float
+        def __init__(self, x: Tensor) -> None:
+            self._check(x)
+        def _check(self, x):
+            raise EbmtrajError("no")
+        def step(self, x: Tensor) -> Tensor:
+            """One step, see energy(x)."""
+            try:
+                raise ValueError
+            except ValueError:
+                return x
+        def run(self): ...
+    def field(function: Callable[[Tensor], Tensor]) -> None:
+        """Takes no array."""
+'''
+
+
+def test_the_rules_see_a_fault() -> None:
+    module = Module("ebmtraj.trajectories.window", "window.py", textwrap.dedent(FAULTY))
+    found = {(name.full.rpartition(".")[2], said) for name in names_of(module) for rule in RULES if (said := rule(name))}
+    assert found == {
+        ("Sampler", "says no shape of start"),
+        ("Sampler", "says no unit of speed"),
+        ("__init__", "says no shape"),
+        ("__init__", "does not name EbmtrajError, which it raises"),
+        ("step", "says no shape"),
+        ("run", "has no docstring"),
+    }
+    said = FAULTY.replace("where it begins", "(B, S) where it begins").replace("speed: float", "speed: float  # m/s")
+    said = said.replace('"""A chain."""', '"""A chain of x `(B, S)`; raises `EbmtrajError`."""')
+    said = said.replace("energy(x).", "`energy`, (B, *event).").replace("def run(self): ...", "")
+    mended = Module("ebmtraj.trajectories.window", "window.py", textwrap.dedent(said))
+    assert [rule.__name__ for name in names_of(mended) for rule in RULES if rule(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_shape"),
+    [
+        ("`(B, T + 1, S)`", True),
+        ("x (N, m, T+1, S)", True),
+        ("`x (B,) -> ()`", True),
+        ("of any shape", True),
+        ("`read(path, name)`", False),
+        ("(paper 000, section 5)", False),
+        ("(as is, or not)", False),
+        ("`exp(-E)`", False),
+    ],
+)
+def test_what_is_a_shape(text: str, is_shape: bool) -> None:
+    assert says_shape(text) is is_shape

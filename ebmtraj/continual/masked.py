@@ -1,4 +1,7 @@
-"""Our continual learner: one energy of all classes in one network, each class in its own fixed random part of it."""
+"""Our continual learner: one energy of all classes in one network, each class in its own fixed random part of it.
+
+Masks: Masse et al. 2018.
+"""
 
 from __future__ import annotations
 

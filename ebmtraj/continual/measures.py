@@ -1,4 +1,7 @@
-"""Measures of a stream from the matrix of accuracies R, whose entry (i, j) is that on task j after task i, `(T, T)`."""
+"""Measures of a stream from the matrix of accuracies R, whose entry (i, j) is that on task j after task i, `(T, T)`.
+
+Lopez-Paz & Ranzato 2017; Chaudhry et al. 2018.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Classifiers that see images again: a few that were kept, or all."""
+"""Classifiers that see images again: a few that were kept, or all.
+
+Chaudhry et al. 2019, "On tiny episodic memories in continual learning".
+"""
 
 from __future__ import annotations
 

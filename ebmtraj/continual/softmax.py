@@ -1,4 +1,7 @@
-"""Classifiers with a softmax over 2 layers of 400: fine-tuning, and those that hold on to old weights or answers."""
+"""Classifiers with a softmax over 2 layers of 400: fine-tuning, and those that hold on to old weights or answers.
+
+Kirkpatrick et al. 2017; Schwarz et al. 2018; Zenke et al. 2017; Li & Hoiem 2016.
+"""
 
 from __future__ import annotations
 

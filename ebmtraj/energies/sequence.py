@@ -1,4 +1,7 @@
-"""The energy of a whole sequence: a sum over its transitions plus what the sequence is to cost."""
+"""The energy of a whole sequence: a sum over its transitions plus what the sequence is to cost.
+
+Papers 000, section 5, and 002.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Transition energies E(s_t, s_t+1) and E(s_t, a_t, s_t+1) in normalised coordinates."""
+"""Transition energies E(s_t, s_t+1) and E(s_t, a_t, s_t+1) in normalised coordinates.
+
+Papers 000, section 5, and 004, equation 1.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whether a classifier's probabilities are right: expected calibration error, reliability, temperature scaling."""
+"""Whether a classifier's probabilities are right: expected calibration error, reliability, temperature scaling.
+
+Guo et al. 2017.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Flows as generators: of the events themselves, or of the codes of an autoencoder (GLF, VAE + flow)."""
+"""Flows as generators: of the events themselves, or of the codes of an autoencoder (GLF, VAE + flow).
+
+Dinh et al. 2017; Durkan et al. 2019; Xiao et al. 2019.
+"""
 
 from __future__ import annotations
 

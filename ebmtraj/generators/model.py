@@ -56,7 +56,7 @@ class Generator(Trainable):
         self.scale.copy_(x.std(over).clamp_min(1e-3).view_as(self.scale))
 
     def unit(self, x: Tensor) -> Tensor:
-        """Events `(B, *event)` shifted and scaled to mean 0 and spread 1; raises `EbmtrajError` for events of another shape."""
+        """Events `(B, *event)` shifted and scaled to mean 0 and spread 1; raises `EbmtrajError` for another shape."""
         if tuple(x.shape[1:]) != self.shape:
             raise EbmtrajError(f"events of shape {tuple(x.shape[1:])}; this generator makes {self.shape}")
         return (x - self.shift) / self.scale

@@ -1,4 +1,4 @@
-"""From a generator's run to a tilt of it, in a run directory below it; or from a generator in memory."""
+"""From a generator's run to a tilt of it, in a run directory below it; or from a generator in memory. Paper 004."""
 
 from __future__ import annotations
 

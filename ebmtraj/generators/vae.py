@@ -1,4 +1,7 @@
-"""A variational autoencoder and what replaces its prior after training: a second one, or a flow."""
+"""A variational autoencoder and what replaces its prior after training: a second one, or a flow.
+
+Kingma and Welling 2014; Dai and Wipf 2019.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Model `concept`: an energy of images and one factor of theirs at every noise level, made to be composed."""
+"""Model `concept`: an energy of images and one factor of theirs at every noise level, made to be composed.
+
+Paper 000, section 7.
+"""
 
 from __future__ import annotations
 

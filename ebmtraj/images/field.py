@@ -1,4 +1,7 @@
-"""A free vector field in the energy's place: of the same size, with the same objective, base and sampler."""
+"""A free vector field in the energy's place: of the same size, with the same objective, base and sampler.
+
+Karras et al. 2022.
+"""
 
 from __future__ import annotations
 

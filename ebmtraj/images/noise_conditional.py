@@ -1,4 +1,7 @@
-"""Image models with an energy (or a free field) at every noise level, trained by denoising score matching."""
+"""Image models with an energy (or a free field) at every noise level, trained by denoising score matching.
+
+Vincent 2011; Karras et al. 2022; the tilt: paper 004.
+"""
 
 from __future__ import annotations
 

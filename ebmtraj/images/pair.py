@@ -1,4 +1,7 @@
-"""Model `pair`: the sum of two energies, finetuned jointly, for pairs of value and place that were never seen together."""
+"""Model `pair`: the sum of two energies, finetuned jointly, for pairs of value and place that were never seen together.
+
+Paper 000, section 7.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An explicit Gaussian base, and room for what is learnt of its residual."""
+"""An explicit Gaussian base, and room for what is learnt of its residual. The tilt: paper 004, equation 1."""
 
 from __future__ import annotations
 

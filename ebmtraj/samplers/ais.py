@@ -1,4 +1,7 @@
-"""Annealed importance sampling: the normaliser of an energy from below, and in reverse from above."""
+"""Annealed importance sampling: the normaliser of an energy from below, and in reverse from above.
+
+Neal 2001; Grosse et al. 2015.
+"""
 
 from __future__ import annotations
 
@@ -269,7 +272,7 @@ class Bridge:
 
     @staticmethod
     def combined(x: Tensor, parts: tuple[Tensor, ...], beta: Tensor) -> State:
-        """The same at another inverse temperature `()` from the parts, `(B,)` and `(B, *event)`, without calling the energy."""
+        """The same at another inverse temperature `()` from the parts, `(B,)` and `(B, *event)`; no energy is called."""
         e, g, base, base_g = parts
         return State(x, torch.lerp(base, e, beta), torch.lerp(base_g, g, beta), parts)
 

@@ -133,7 +133,7 @@ class Pass:
 
 
 def blocks(rows: int, widest: int, like: Tensor) -> list[slice]:
-    """Rows that go through together, where the widest layer has so many units; `like`, of any shape, gives device and dtype."""
+    """Rows that go through together, where the widest layer has so many units; `like`, of any shape, gives the device."""
     size = max(64, BLOCK // (widest * 8)) if like.device.type == "cpu" and like.dtype == torch.float32 else max(rows, 1)
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 

@@ -11,7 +11,7 @@ from ebmtraj.errors import DivergedError, EbmtrajError
 
 
 def check_chain(x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
-    """Raise `EbmtrajError` where a start `(B, *event)`, a mask that broadcasts to it or a generator does not fit the chain."""
+    """Raise `EbmtrajError` where start `(B, *event)`, mask (broadcast to it) or generator do not fit the chain."""
     if x.dim() < 1 or not x.is_floating_point():
         raise EbmtrajError(f"sampler: the start is {x.dtype} of shape {tuple(x.shape)}; give floating-point (B, *event)")
     if mask is not None and not _broadcasts(mask, x):
@@ -85,7 +85,10 @@ def check_finite(energy: Any, what: str, values: Tensor, step: int | None = None
 
 
 class FirstFault:
-    """The step at which each chain of x `(B, *event)` first met what must not be, gathered on the device, read at the end."""
+    """The step at which each chain of x `(B, *event)` first met what must not be, gathered on the device.
+
+    It is read once, at the end.
+    """
 
     def __init__(self, x: Tensor, warmup: int = 0) -> None:
         self.warmup = warmup  # so many steps before the first, at -warmup, -warmup + 1, ...

@@ -72,7 +72,10 @@ def value_and_slope(
 
 
 def parts(energy: Any, x: Tensor, *conditions: Any) -> tuple[Any, list[Tensor]]:
-    """The plain network that an energy is in x `(B, *event)`, and its weights now; None and none where it has its own form."""
+    """The plain network that an energy is in x `(B, *event)`, and its weights now.
+
+    None and no weights where it has a form of its own.
+    """
     own = getattr(energy, "gradient", None) is not None or any(c is not None for c in conditions)
     plain = None if own else plain_network(energy, x)
     return plain, [] if plain is None else plain_weights(plain)

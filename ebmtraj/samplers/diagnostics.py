@@ -1,4 +1,4 @@
-"""Whether chains have mixed: effective sample size, split R-hat, and a summary of what `Info` holds."""
+"""Whether chains have mixed: effective sample size, split R-hat, and a summary of what `Info` holds. Vehtari et al. 2021."""
 
 from __future__ import annotations
 

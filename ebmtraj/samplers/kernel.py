@@ -1,4 +1,4 @@
-"""The step contract of the samplers that accept or reject: one Metropolis step, with all its noise passed in."""
+"""The step contract of the samplers that accept or reject: one Metropolis step, with all its noise passed in. Neal 2011."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Noise:
 
 
 class Block:
-    """The noise of several steps, drawn in the order in which one step after the other draws it; `size` is one step's, `()`."""
+    """The noise of several steps, drawn in the order of one step after the other; `size` is one step's, `()`."""
 
     def __init__(self, noise: Noise, length: int, size: Tensor, jitter: float) -> None:
         self.noise, self.size, self.jitter = noise, size, jitter

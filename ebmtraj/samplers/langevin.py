@@ -1,4 +1,4 @@
-"""The one Langevin core: every application is this chain on another energy."""
+"""The one Langevin core: every application is this chain on another energy. Paper 000, equation 1; Welling and Teh 2011."""
 
 from __future__ import annotations
 

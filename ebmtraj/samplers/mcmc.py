@@ -1,4 +1,7 @@
-"""MALA and HMC on the Langevin core's step contract: the same call, with proposals that are accepted or rejected."""
+"""MALA and HMC on the Langevin core's step contract: the same call, with proposals that are accepted or rejected.
+
+Neal 2011; Roberts and Tweedie 1996.
+"""
 
 from __future__ import annotations
 

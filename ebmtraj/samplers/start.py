@@ -1,4 +1,4 @@
-"""Where chains start: drawn from many candidates by how well the energy likes them."""
+"""Where chains start: drawn from many candidates by how well the energy likes them. Rubin 1987."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parallel tempering: hot chains cross barriers, and hand their places down by swaps."""
+"""Parallel tempering: hot chains cross barriers, and hand their places down by swaps. Geyer 1991."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Losses as pure functions; each returns the loss and what is worth logging."""
+"""Losses as pure functions; each returns the loss and what is worth logging.
+
+Paper 000, algorithm 1; Vincent 2011; Karras et al. 2022; Lipman et al. 2023; Bishop 1994.
+"""
 
 from __future__ import annotations
 

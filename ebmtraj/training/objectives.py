@@ -1,6 +1,7 @@
 """Objectives that train any energy: improved contrastive divergence, noise contrast, density ratio, score matching.
 
-An energy is anything that gives `(x (B, *event), context) -> (B,)` and is differentiable in x and its own parameters.
+An energy is anything that gives `(x (B, *event), context) -> (B,)` and is differentiable in x and its own parameters. Paper
+003; Du et al. 2021; Gutmann and Hyvärinen 2010; Vincent 2011.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Behaviour cloning: the next action as a mixture of Gaussians, given the present and what came of it in hindsight."""
+"""Behaviour cloning: the next action as a mixture of Gaussians, given the present and what came of it in hindsight.
+
+Emmons et al. 2022; Ghosh et al. 2021.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The paper's transition energy trained by improved contrastive divergence: with the term that plain CD leaves out."""
+"""The paper's transition energy trained by improved contrastive divergence: with the term that plain CD leaves out.
+
+Paper 003; Du et al. 2021.
+"""
 
 from __future__ import annotations
 

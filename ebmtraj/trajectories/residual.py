@@ -1,4 +1,7 @@
-"""What models with an explicit base share: the base, then a noise-conditional model of its residual."""
+"""What models with an explicit base share: the base, then a noise-conditional model of its residual.
+
+Paper 004, equation 1; Vincent 2011; Karras et al. 2022.
+"""
 
 from __future__ import annotations
 

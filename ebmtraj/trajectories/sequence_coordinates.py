@@ -1,4 +1,7 @@
-"""Transition energies in the coordinates that whole sequences are planned in, bounded off their data."""
+"""Transition energies in the coordinates that whole sequences are planned in, bounded off their data.
+
+Papers 000, section 5, and 004.
+"""
 
 from __future__ import annotations
 

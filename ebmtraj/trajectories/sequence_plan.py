@@ -1,4 +1,7 @@
-"""Plans by the trajectory energy: sequences of states drawn from summed transition energies plus a task cost."""
+"""Plans by the trajectory energy: sequences of states drawn from summed transition energies plus a task cost.
+
+Papers 000, section 5, and 002; Du, Lin and Mordatch 2019.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transition energies as transition models: how each is trained and sampled."""
+"""Transition energies as transition models: how each is trained and sampled. Papers 000, section 5, and 004."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The model that plans are made of: which actions the data would take next, and where actions are expected to lead."""
+"""The model that plans are made of: which actions the data would take next, and where actions are expected to lead.
+
+The tilt of a base: paper 004, equation 1.
+"""
 
 from __future__ import annotations
 

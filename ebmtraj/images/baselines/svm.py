@@ -1,4 +1,7 @@
-"""A support vector machine with a radial kernel: what is hard to beat as a classifier of small images."""
+"""A support vector machine with a radial kernel: what is hard to beat as a classifier of small images.
+
+Cortes and Vapnik 1995.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diffusion over the increment (EDM)."""
+"""Diffusion over the increment (EDM). Karras et al. 2022."""
 
 from __future__ import annotations
 

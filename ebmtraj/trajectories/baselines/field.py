@@ -1,4 +1,4 @@
-"""A free vector field on the energy's own base: the strongest opponent."""
+"""A free vector field on the energy's own base: the strongest opponent. Karras et al. 2022."""
 
 from __future__ import annotations
 

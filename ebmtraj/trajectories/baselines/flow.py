@@ -1,4 +1,4 @@
-"""Flow matching over the increment."""
+"""Flow matching over the increment. Lipman et al. 2023; Liu et al. 2023."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Gaussian over the increment, fitted by its likelihood."""
+"""A Gaussian over the increment, fitted by its likelihood. Seitzer et al. 2022."""
 
 from __future__ import annotations
 

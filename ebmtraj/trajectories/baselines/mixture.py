@@ -1,4 +1,4 @@
-"""A mixture density network."""
+"""A mixture density network. Bishop 1994."""
 
 from __future__ import annotations
 

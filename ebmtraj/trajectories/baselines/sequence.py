@@ -1,4 +1,7 @@
-"""A sequence model: a recurrent network over the last moves, with a mixture density of the next one."""
+"""A sequence model: a recurrent network over the last moves, with a mixture density of the next one.
+
+Graves 2013; Ha and Schmidhuber 2018.
+"""
 
 from __future__ import annotations
 

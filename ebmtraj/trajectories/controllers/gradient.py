@@ -1,4 +1,7 @@
-"""Plans of actions by gradient descent through a feed-forward model: trajectory optimisation without an energy."""
+"""Plans of actions by gradient descent through a feed-forward model: trajectory optimisation without an energy.
+
+Du, Lin and Mordatch 2019.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Predictive sampling in the true simulator: the best of some futures that really would happen. An upper bound."""
+"""Predictive sampling in the true simulator: the best of some futures that really would happen.
+
+An upper bound. Howell et al. 2022.
+"""
 
 from __future__ import annotations
 

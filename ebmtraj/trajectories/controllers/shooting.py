@@ -1,4 +1,7 @@
-"""Shooting: action sequences tried in a learned one-step model, the best of them carried out."""
+"""Shooting: action sequences tried in a learned one-step model, the best of them carried out.
+
+Pinneri et al. 2020; Williams et al. 2017.
+"""
 
 from __future__ import annotations
 
