@@ -24,7 +24,7 @@ class Marginals(nn.Module):
     knots: Tensor  # (D, K), increasing
     levels: Tensor  # (K,), what they are mapped to
     low: Tensor  # (D,), least z that the inverse gives
-    high: Tensor
+    high: Tensor  # (D,), and the greatest
 
     def __init__(self, size: int) -> None:
         super().__init__()

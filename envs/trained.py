@@ -59,7 +59,7 @@ class Memory:
 
     axis: NDArray[np.int64]  # (B,) index into AXES: the command
     cosine: Array  # (B,) of the gait's phase
-    sine: Array
+    sine: Array  # (B,)
     output: Array  # (B, 21) the network's last output, within +-1
     previous: Array  # (B, 31) the last state; equal to the first one at the start
 

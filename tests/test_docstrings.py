@@ -1,4 +1,4 @@
-"""Every public name says what it is: a sentence, shapes, units, errors and sources. Syntax trees are read; nothing is imported.
+"""Every public name says what it is: a sentence, shapes, units, errors and sources. Syntax trees are read, nothing is run.
 
 What a method overrides speaks for it, too, as does a protocol of the same room that its class fulfils, and what a docstring
 points to ("see `Controller.begin`", "the inverse of `state`", "raises as `forward`"):
@@ -7,17 +7,16 @@ points to ("see `Controller.begin`", "the inverse of `state`", "raises as `forwa
 - what takes or returns arrays gives a shape, as `(B, S)` or in words ("of any shape"), and so does a field that is an array;
 - what raises an error, itself or through private helpers, names it; the words may be its class's;
 - a parameter, field or result that is named as a physical quantity has a unit;
-- a module that implements a paper's algorithm or a cited method says which: in its docstring, or in that of every name in it.
+- a module that implements a paper's algorithm or a cited method says which: in its docstring, or in each name's.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import io
 import re
+import runpy
 import textwrap
-import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -26,6 +25,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SITE = runpy.run_path(str(ROOT / "docs" / "site.py"))
 AT_ROOT = ("envs", "datasets")
 NOT_API = ("cli", "report", "__main__")  # commands and what they print: `docs/cli.md` is their reference
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -109,9 +109,21 @@ ALGORITHMS = {  # modules that implement a paper's algorithm or a cited method, 
 }
 
 
+INSIDE = {  # modules that no API page shows, by room: how something is done, promised to nobody
+    "": ("locks", "seal"),
+    "continual": ("grids", "steps"),
+    "datasets": ("blocks", "bounds", "interchange.target", "moments", "shards", "zarr_files"),
+    "envs": ("physics",),
+    "images": ("labels",),
+    "samplers": ("adapt", "analytic", "blocks", "checks", "compiled", "kernel", "metropolis_block", "recognise"),
+    "training": ("spread", "state"),
+    "trajectories": ("stored", "tilted"),
+}
+
+
 @dataclass(frozen=True)
 class Module:
-    """A module's tree, its comments by line, and where the names that it imports come from."""
+    """A module's tree, and where the names that it imports come from."""
 
     name: str
     path: str
@@ -120,11 +132,6 @@ class Module:
     @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
-
-    @cached_property
-    def comments(self) -> dict[int, str]:
-        tokens = tokenize.generate_tokens(io.StringIO(self.text).readline)
-        return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
     @cached_property
     def imports(self) -> dict[str, tuple[str, str]]:
@@ -272,14 +279,10 @@ def names_of(module: Module) -> Iterator[Name]:
 
 
 def fields_of(module: Module, node: ast.ClassDef) -> dict[str, str]:
-    """The annotated names in a class's body, with the comment at the end of each or on the lines above or below it."""
-    found = {}
-    for i, item in enumerate(node.body):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and is_public(item.target.id):
-            last, after = item.end_lineno or item.lineno, node.body[i + 1].lineno if i + 1 < len(node.body) else 10**9
-            lines = [n for n in module.comments if item.lineno - 1 <= n < min(after, last + 4)]
-            found[item.target.id] = " ".join(module.comments[n] for n in lines)
-    return found
+    """The annotated names in a class's body, with the comment beside each, which pages show."""
+    beside = SITE["said_beside"](module.text, node.body)
+    names = [item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+    return {name: beside.get(name, "") for name in names if is_public(name)}
 
 
 @cache
@@ -404,6 +407,14 @@ def test_every_algorithm_listed_is_a_module() -> None:
     assert [name for name in listed if name not in modules()] == []
 
 
+def test_the_pages_show_every_module_but_those_inside() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = re.findall(r"^::: ([\w.]+)$", pages, re.M)
+    inside = [".".join(filter(None, ("ebmtraj", room, name))) for room, every in INSIDE.items() for name in every]
+    packages = [name for name, module in modules().items() if module.path.endswith("__init__.py")]
+    assert sorted(shown + inside) == sorted(set(modules()) - set(packages))
+
+
 FAULTY = '''
     """A room."""
     class Sampler(Base):
@@ -432,6 +443,8 @@ def test_the_rules_see_a_fault() -> None:
     assert found == {
         ("Sampler", "says no shape of start"),
         ("Sampler", "says no unit of speed"),
+        ("Sampler", "names no source"),
+        ("field", "names no source"),
         ("__init__", "says no shape"),
         ("__init__", "does not name EbmtrajError, which it raises"),
         ("step", "says no shape"),
@@ -439,7 +452,11 @@ def test_the_rules_see_a_fault() -> None:
     }
     said = FAULTY.replace("where it begins", "(B, S) where it begins").replace("speed: float", "speed: float  # m/s")
     said = said.replace('"""A chain."""', '"""A chain of x `(B, S)`; raises `EbmtrajError`."""')
-    said = said.replace("energy(x).", "`energy`, (B, *event).").replace("def run(self): ...", "")
+    said = (
+        said.replace("energy(x).", "`energy`, (B, *event).")
+        .replace("def run(self): ...", "")
+        .replace("A room.", "A room (Neal 2011).")
+    )
     mended = Module("ebmtraj.trajectories.window", "window.py", textwrap.dedent(said))
     assert [rule.__name__ for name in names_of(mended) for rule in RULES if rule(name)] == []
 

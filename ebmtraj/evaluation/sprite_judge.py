@@ -172,7 +172,7 @@ class Validity:
         return float(torch.quantile(self.distance(pixels), 0.99))
 
     def facts(self, pixels: Tensor) -> dict[str, float]:
-        """Of pictures `(N, 1, S, S)`, the share as near a render as real sprites are, and that of which one explains 80 %."""
+        """Of pictures `(N, 1, S, S)`, shares as near a render as real sprites are, and of which one explains 80 %."""
         distance = self.distance(pixels)
         explained = (distance <= 0.2**0.5).double().mean()
         return {"valid": float((distance <= self.bar).double().mean()), "one_sprite": float(explained)}

@@ -47,8 +47,7 @@ class ResidualConfig:
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
-    history: int | Literal["auto"] = 0  # states before the present one that are seen, as the moves between them; auto: 2,
-    # unless the state has velocities
+    history: int | Literal["auto"] = 0  # past states seen, as moves between them; auto: 2, or 0 where states have velocities
     previous_control: bool = False  # with the actions that were taken there; for models that are given actions
     history_noise: float = 0.1  # on those moves, in training: a rollout's own are not quite the data's
     forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins

@@ -1,4 +1,4 @@
-"""Feed-forward prediction, the paper's baseline."""
+"""Feed-forward prediction, the paper's baseline. Paper 000, section 5.1."""
 
 from __future__ import annotations
 

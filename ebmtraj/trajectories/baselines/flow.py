@@ -34,7 +34,7 @@ class FlowConfig:
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
-    time: TimeConfig = field(default_factory=TimeConfig)  # times in training
+    time: TimeConfig = field(default_factory=TimeConfig)  # times in training, from 0 to 1, no unit
     # of the flow's differential equation; midpoint is one order better than heun on a Gaussian's flow
     solver: Literal["midpoint", "heun", "euler"] = "midpoint"
     steps: int = 10  # of the solver; all but euler ask the network twice a step
