@@ -36,7 +36,7 @@ class Marginals(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor, low: Tensor, high: Tensor) -> None:
-        """Take the quantiles of rows `(R, D)` of about unit spread, a sample of rows between `low` and `high` `(D,)`."""
+        """Take the quantiles of `values` `(R, D)` of about unit spread, a sample of rows between `low` and `high` `(D,)`."""
         levels = self.levels.double()
         ordered = values.double().sort(dim=0).values
         place = torch.special.ndtr(levels) * len(ordered) - 0.5  # row i of R stands for the quantile (i + 0.5) / R

@@ -114,7 +114,10 @@ class Body:
         return quantise(features, FEATURE_BITS, 8.0), base
 
     def act(self, states: NDArray[Any], base: Array, output: Array, memory: Memory) -> NDArray[np.float32]:
-        """Joint targets (B, 20) of the gait's targets and the network's output (B, 21); advances the memory."""
+        """Joint targets (B, 20) of the gait's targets `base` and the network's `output` (B, 21); advances the memory.
+
+        The present `states` (B, 31) become its last ones.
+        """
         output = np.clip(output, -1.0, 1.0)
         actions = np.clip(base + self.residual * output[:, :N_ACTIONS], -1.0, 1.0).astype(np.float32)
         angle = gait_omega(self.gaits)[memory.axis] * (1.0 + self.speed * output[:, -1])

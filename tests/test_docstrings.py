@@ -5,6 +5,7 @@ points to ("see `Controller.begin`", "the inverse of `state`", "raises as `forwa
 
 - every module, class, function, method and property has a docstring; a constructor's may be its class's;
 - what takes or returns arrays gives a shape, as `(B, S)` or in words ("of any shape"), and so does a field that is an array;
+  of several arrays each is named, or there are as many shapes, but for a few names whose shape is the same everywhere;
 - what raises an error, itself or through private helpers, names it; the words may be its class's;
 - a parameter, field or result that is named as a physical quantity has a unit;
 - a module that implements a paper's algorithm or a cited method says which: in its docstring, or in each name's.
@@ -35,7 +36,9 @@ DIM = r"(?:\*?[A-Za-z_][\w.]*'?|\d+|\.\.\.)"
 SUM = rf"{DIM}(?:(?: ?(?:[-+*/]|//) ?| or ){DIM})*"
 IN_BACKTICKS = re.compile(rf"`(?:[^`]*[^`\w])?\((?:(?:{SUM}, ?)+(?:{SUM})?)?\)[^`]*`")  # `(B, T + 1, S)`, `x (B,)`, `()`
 BARE = re.compile(rf"(?<![\w`])\(((?:{SUM}, ?)+(?:{SUM})?|\*event)\)")  # (N, m, T+1, S)
+TUPLE = re.compile(rf"(?<!\w)\((?:(?:{SUM}, ?)+(?:{SUM})?|\*event)?\)")
 IN_WORDS = re.compile(r"\b(?:any|same|its|their|whatever) (?:own )?shape|\bshapes? of\b")
+CONVENTIONS = ("label", "labels", "level", "mask")  # shapes that `docs/api/index.md` gives once for all
 ARRAYS = re.compile(r"\b(?:Tensor|ndarray|NDArray)\b")
 
 PHYSICAL_ROOMS = ("envs", "datasets", "trajectories", "policy", "collect", "fields")
@@ -312,14 +315,21 @@ def lacks_shape(name: Name) -> str | None:
     if not isinstance(name.node, FUNCTIONS):
         return None
     every = name.node.args
-    given = [*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg]
-    kinds_given = [name.node.returns, *(a.annotation for a in given if a is not None)]
-    if not any(map(name.module.holds_arrays, kinds_given)):
+    given = [a for a in (*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg) if a is not None]
+    arrays = [a.arg for a in given if name.module.holds_arrays(a.annotation)]
+    if not arrays and not name.module.holds_arrays(name.node.returns):
         return None
     texts = name.texts
     if name.full.rpartition(".")[2] in ("__init__", "__call__", "forward"):  # what a class is made of, or is as a function
         texts += name.owner
-    return None if says_shape(texts) else "says no shape"
+    if not says_shape(texts):
+        return "says no shape"
+    every_text = f"{texts}\n{name.owner}"
+    own = [a for a in arrays if a not in CONVENTIONS]
+    if IN_WORDS.search(every_text) or len(TUPLE.findall(every_text)) >= len(own):
+        return None
+    silent = [a for a in own if not re.search(rf"\b{a}\b", every_text)]
+    return f"says no shape of {', '.join(silent)}" if silent else None
 
 
 def lacks_error(name: Name) -> str | None:
@@ -401,6 +411,11 @@ def test_every_public_name_says_what_it_is(rule: Callable[[Name], str | None]) -
     assert not found, "\n".join(found)
 
 
+def test_conventions_are_on_the_page() -> None:
+    page = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    assert [name for name in CONVENTIONS if not re.search(rf"`{name}`[^.;]*`\(B?,?\)`|`{name}`[^.;]*broadcasts", page)] == []
+
+
 def test_every_algorithm_listed_is_a_module() -> None:
     listed = [f"ebmtraj.{room}.{name}" for room, every in ALGORITHMS.items() for name in every]
     assert len(listed) > 80
@@ -432,6 +447,8 @@ FAULTY = '''
             except ValueError:
                 return x
         def run(self): ...
+        def move(self, x: Tensor, force: Tensor) -> Tensor:
+            """Of places x (B, S)."""
     def field(function: Callable[[Tensor], Tensor]) -> None:
         """Takes no array."""
 '''
@@ -449,12 +466,15 @@ def test_the_rules_see_a_fault() -> None:
         ("__init__", "does not name EbmtrajError, which it raises"),
         ("step", "says no shape"),
         ("run", "has no docstring"),
+        ("move", "says no shape of force"),
+        ("move", "says no unit of force"),
     }
     said = FAULTY.replace("where it begins", "(B, S) where it begins").replace("speed: float", "speed: float  # m/s")
     said = said.replace('"""A chain."""', '"""A chain of x `(B, S)`; raises `EbmtrajError`."""')
     said = (
         said.replace("energy(x).", "`energy`, (B, *event).")
         .replace("def run(self): ...", "")
+        .replace("Of places x (B, S).", "`x` (B, S), `force` (B, F) in N.")
         .replace("A room.", "A room (Neal 2011).")
     )
     mended = Module("ebmtraj.trajectories.window", "window.py", textwrap.dedent(said))

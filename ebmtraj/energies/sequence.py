@@ -41,7 +41,10 @@ class TransitionCoordinates(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def energy(self, start: Tensor, sequence: Sequence, x: Tensor, level: Tensor | None) -> Tensor:
-        """Energies `(B, T)` of all transitions of a sequence, growing without bound off the data."""
+        """Energies `(B, T)` of all transitions of a sequence, growing without bound off the data.
+
+        Coordinates x are `(B, T, D)`, the starts of chains `(B, S)`.
+        """
 
 
 class SequenceEnergy(nn.Module):

@@ -274,6 +274,9 @@ class JointModel(Classifier):
 
 
 def denoising_error(x: Tensor, noised: Tensor, slope: Tensor, level: Tensor) -> Tensor:
-    """Squared error of the denoiser x~ - s^2 grad E, weighted by (1 + s^2) / s^2 (Karras et al. 2022), `(B,)`."""
+    """Squared error of the denoiser x~ - s^2 grad E, weighted by (1 + s^2) / s^2 (Karras et al. 2022), `(B,)`.
+
+    Images x, `noised` and the `slope` there are all `(B, C, H, W)`.
+    """
     s = spread_out(level, x)
     return ((noised - s**2 * slope - x).square().flatten(1).mean(1)) * (1 + level**2) / level**2

@@ -186,7 +186,7 @@ def objective(each: Tensor, labels: Tensor, loss: str) -> Tensor:
 
 
 def project(x: Tensor, around: Tensor, eps: float, norm: str) -> Tensor:
-    """The nearest image to x within `eps` of another, and in [0, 1], `(B, C, H, W)`."""
+    """The nearest image to x within `eps` of the one `around`, and in [0, 1], all `(B, C, H, W)`."""
     change = x - around
     change = change.clamp(-eps, eps) if norm == "linf" else change * (eps / _length(change)).clamp(max=1)
     return (around + change).clamp(0, 1)

@@ -48,7 +48,10 @@ def compiled(energy: Any, function: Callable[..., Any], key: Any) -> Callable[..
 
 
 def slope(energy: Any, plain: Any, weights: Sequence[Tensor], x: Tensor, conditions: Sequence[Any]) -> Tensor:
-    """The gradient at x, `(B, *event)`, as a compiler wants it: the closed form where there is one, else by torch.func."""
+    """The gradient at x, `(B, *event)`, as a compiler wants it: the closed form where there is one, else by torch.func.
+
+    `plain` and `weights` are as `parts` gives them.
+    """
     if plain is not None:
         return plain_slope(plain, weights, x)
     if getattr(energy, "gradient", None) is not None:
@@ -60,7 +63,10 @@ def slope(energy: Any, plain: Any, weights: Sequence[Tensor], x: Tensor, conditi
 def value_and_slope(
     energy: Any, plain: Any, weights: Sequence[Tensor], x: Tensor, conditions: Sequence[Any]
 ) -> tuple[Tensor, Tensor]:
-    """Energies `(B,)` and the gradient as a compiler wants them."""
+    """Energies `(B,)` and the gradient at x, `(B, *event)`, as a compiler wants them.
+
+    `plain` and `weights` are as `parts` gives them.
+    """
     own = getattr(energy, "value_and_gradient", None)
     if own is not None:
         value, g = own(x, *conditions)
@@ -110,7 +116,11 @@ def langevin_block(
     project: Callable[[Tensor], Tensor] | None,
     clip: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """K Langevin steps by noise `(K, B, *event)`: x and the sum of all gradients before they are clipped, `(B, *event)`."""
+    """K Langevin steps by noise `(K, B, *event)`: x and the sum of all gradients before they are clipped, `(B, *event)`.
+
+    `weights` are as `parts` gives them, `drift` and `spread` as `sizes` of `langevin` does; `seen` is the sum so far and
+    `start` what x keeps where the mask is 0, both `(B, *event)`.
+    """
     for epsilon in noise.unbind(0):
         g = slope(energy, plain, weights, x, (context,))
         if mask is not None:

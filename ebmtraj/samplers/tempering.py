@@ -121,7 +121,8 @@ def tempering(
 def swap(state: State, temperatures: Tensor, log_uniform: Tensor, odd: int) -> tuple[State, Tensor]:
     """Swap neighbours from the pair `odd` on, every other pair; the new state and the share of each pair's, `(R - 1,)`.
 
-    Rows of `state` are `(R B, ...)`, the first temperature's first; of `log_uniform` (R B,) the colder one's decides.
+    Of `temperatures` `(R,)`. Rows of `state` are `(R B, ...)`, the first temperature's first; of `log_uniform` (R B,) the
+    colder one's decides.
     """
     many = len(temperatures)
     energy = state.energy.view(many, -1)

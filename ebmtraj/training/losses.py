@@ -102,7 +102,8 @@ def flow_matching(
 ) -> Tensor:
     """Squared error of the velocity along straight paths from noise (t = 0) to data (t = 1), per element `(B,)`.
 
-    Lipman et al. 2023 with sigma_min = 0, the rectified flow of Liu et al. 2023.
+    Data z are `(B, D)`, contexts `(B, C)`, and `velocity` is `(x, context, t (B,)) -> (B, D)`. Lipman et al. 2023 with
+    sigma_min = 0, the rectified flow of Liu et al. 2023.
     """
     t = time.draw(len(z), generator)
     start = torch.empty_like(z).normal_(generator=generator)
@@ -111,10 +112,10 @@ def flow_matching(
 
 
 def gaussian_nll(z: Tensor, mean: Tensor, log_std: Tensor, beta: float = 0.0) -> Tensor:
-    """Negative log-likelihood of a diagonal Gaussian, mean over dimensions, `(B, D) -> (B,)`, without its constant.
+    """Negative log-likelihood of a diagonal Gaussian, mean over dimensions, without its constant, `(B,)`.
 
-    `beta` > 0 weights each dimension by its variance to that power, detached (Seitzer et al. 2022): beta 1 fits the mean as
-    least squares does, and the spread all the same.
+    z, `mean` and `log_std` are `(B, D)`. `beta` > 0 weights each dimension by its variance to that power, detached (Seitzer
+    et al. 2022): beta 1 fits the mean as least squares does, and the spread all the same.
     """
     nll = 0.5 * ((z - mean) * torch.exp(-log_std)).square() + log_std
     if beta > 0:

@@ -129,9 +129,10 @@ def noise_contrastive(
 ) -> tuple[Tensor, Logs]:
     """Noise-contrastive estimation (Gutmann and Hyvärinen 2010): tell data `(B, *event)` from noise `(N, *event)`.
 
-    The noise's normalised log density is given at both, `(B,)` and `(N,)`; `log_z` is the energy's log normaliser, a
-    parameter that is learnt along, or 0 where the energy is to learn it. At the optimum exp(-E - log_z) is the density.
-    Raises `EbmtrajError` where energies and log densities differ in shape.
+    The noise's normalised log density is given at both, `log_density_positive` `(B,)` and `log_density_noise` `(N,)`;
+    `log_z` is the energy's log normaliser, a parameter that is learnt along, or 0 where the energy is to learn it. At the
+    optimum exp(-E - log_z) is the density of the `positive`. Raises `EbmtrajError` where energies and log densities differ
+    in shape.
     """
     up, down = energy(positive, context), energy(noise, noise_context if noise_context is not None else context)
     check_energy(energy, up, positive)
@@ -154,7 +155,8 @@ def density_ratio(
 ) -> tuple[Tensor, Logs]:
     """Learn the tilt of a base: at the optimum exp(-E) is the data's density over the base's.
 
-    Noise contrast whose noise is the base's own samples `(N, *event)` and whose density need not be known.
+    Noise contrast of data `positive` `(B, *event)` whose noise is the base's own samples `(N, *event)` and whose density
+    need not be known.
     """
     return noise_contrastive(
         energy,

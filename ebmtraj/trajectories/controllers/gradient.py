@@ -130,6 +130,6 @@ class GradientPlanner:
 
 
 def following(model: FeedForwardModel, state: Tensor, action: Tensor) -> Tensor:
-    """The next states `(B, S)` that a feed-forward model expects, kept to the data's range, differentiable."""
+    """The next states that a feed-forward model expects, `(B, S), (B, A) -> (B, S)`, kept in range, differentiable."""
     z = model.expected_move(state, model.context(state, action))
     return model.normaliser.clamp(model.normaliser.advance(state, z))

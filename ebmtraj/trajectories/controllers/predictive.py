@@ -62,7 +62,7 @@ class Proposer(Protocol):
         """Forget the past at the starts `(B, S)`; see `Controller.begin`."""
 
     def observe(self, state: Tensor, previous: Tensor | None) -> None:
-        """Take note of the real states `(B, S)` and of the actions that led there."""
+        """Take note of the real states `(B, S)` and of the actions `(B, A)` that led there."""
 
     def propose(self, step: int, state: Tensor, left: Tensor | None) -> Tensor:
         """Actions `(B * N, A)` at a step of the futures, in the states `(B * N, S)` that they have come to.
