@@ -42,14 +42,14 @@ class CollectConfig:
     Raises `EbmtrajError` for a number out of its range.
     """
 
-    env: str = "hand-cube"
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env: str = "hand-cube"  # a name of `envs.registry`, any Gymnasium id, or module:id
+    env_kwargs: dict[str, Any] = field(default_factory=dict)  # options of the environment
     state: StateChoice = "auto"  # of a MuJoCo robot: physics (typed joint states) or observation; auto: physics
     episodes: int = 1000
     steps: int = 100  # limit of an episode's length
-    seed: int = 0
-    policy: str = "random"
-    policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0  # from which each episode's own is made
+    policy: str = "random"  # a name of `envs.policies`, or module:function
+    policy_kwargs: dict[str, Any] = field(default_factory=dict)  # options of the policy
     workers: int = 1  # processes; 1 simulates in this one, 0 takes all cores (of the cluster, with Ray)
     backend: Backend = "local"  # processes of this machine, or a Ray cluster
     address: str | None = None  # of a running Ray cluster; "auto" for the one that this machine belongs to

@@ -8,6 +8,7 @@ points to ("see `Controller.begin`", "the inverse of `state`", "raises as `forwa
   of several arrays each is named, or there are as many shapes, but for a few names whose shape is the same everywhere;
 - what raises an error, itself or through private helpers, names it; the words may be its class's;
 - a parameter, field or result that is named as a physical quantity has a unit;
+- a setting has a word beside it, or its class or that class's ancestor names it;
 - a module that implements a paper's algorithm or a cited method says which: in its docstring, or in each name's.
 """
 
@@ -239,8 +240,8 @@ def modules() -> dict[str, Module]:
     return found
 
 
-def ancestors(module: Module, node: ast.ClassDef) -> Iterator[ast.ClassDef]:
-    """A class's ancestors in this package, the nearest first."""
+def ancestors(module: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef]]:
+    """A class's ancestors in this package and their modules, the nearest first."""
     for base in node.bases:
         name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
         where = module
@@ -248,7 +249,7 @@ def ancestors(module: Module, node: ast.ClassDef) -> Iterator[ast.ClassDef]:
             source, name = where.imports[name]
             where = modules()[source]
         if name in where.classes:
-            yield where.classes[name]
+            yield where, where.classes[name]
             yield from ancestors(where, where.classes[name])
 
 
@@ -269,7 +270,7 @@ def names_of(module: Module) -> Iterator[Name]:
         if isinstance(node, FUNCTIONS) and is_public(node.name):
             yield Name(module, f"{module.name}.{node.name}", node, doc(node))
         elif isinstance(node, ast.ClassDef) and is_public(node.name):
-            heirs = [*ancestors(module, node)]
+            heirs = [each for _, each in ancestors(module, node)]
             own = {name for each in (node, *heirs) for name in methods(each)}
             heirs += [p for p in protocols(room_of(module.name)) if p is not node and own >= set(methods(p))]
             full, above = f"{module.name}.{node.name}", "\n".join(map(doc, heirs))
@@ -401,7 +402,28 @@ def lacks_source(name: Name) -> str | None:
     return None if SOURCE.search(name.texts) else "names no source"
 
 
-RULES: tuple[Callable[[Name], str | None], ...] = (lacks_docstring, lacks_shape, lacks_error, lacks_unit, lacks_source)
+def lacks_word(name: Name) -> str | None:
+    if not isinstance(name.node, ast.ClassDef) or not re.search(r"(?:Config|Recipe)$", name.node.name):
+        return None
+    bare = [each for each, beside in name.fields.items() if not beside and not re.search(rf"\b{each}\b", name.texts)]
+    told = {
+        each
+        for where, node in ancestors(name.module, name.node)
+        for each, beside in fields_of(where, node).items()
+        if beside
+    }
+    missing = [each for each in bare if each not in told]
+    return f"says nothing of {', '.join(missing)}" if missing else None
+
+
+RULES: tuple[Callable[[Name], str | None], ...] = (
+    lacks_docstring,
+    lacks_shape,
+    lacks_error,
+    lacks_unit,
+    lacks_source,
+    lacks_word,
+)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -432,6 +454,12 @@ def test_the_pages_show_every_module_but_those_inside() -> None:
 
 FAULTY = '''
     """A room."""
+    class Config:
+        """Settings; `steps` are of the chain."""
+        steps: int = 1
+        clip: float = 1.0
+        # above 0
+        rate: float = 1.0
     class Sampler(Base):
         """A chain."""
         start: Tensor  # where it begins
@@ -458,6 +486,8 @@ def test_the_rules_see_a_fault() -> None:
     module = Module("ebmtraj.trajectories.window", "window.py", textwrap.dedent(FAULTY))
     found = {(name.full.rpartition(".")[2], said) for name in names_of(module) for rule in RULES if (said := rule(name))}
     assert found == {
+        ("Config", "says nothing of clip"),
+        ("Config", "names no source"),
         ("Sampler", "says no shape of start"),
         ("Sampler", "says no unit of speed"),
         ("Sampler", "names no source"),
@@ -476,6 +506,7 @@ def test_the_rules_see_a_fault() -> None:
         .replace("def run(self): ...", "")
         .replace("Of places x (B, S).", "`x` (B, S), `force` (B, F) in N.")
         .replace("A room.", "A room (Neal 2011).")
+        .replace("clip: float = 1.0", "clip: float = 1.0  # bound")
     )
     mended = Module("ebmtraj.trajectories.window", "window.py", textwrap.dedent(said))
     assert [rule.__name__ for name in names_of(mended) for rule in RULES if rule(name)] == []

@@ -128,10 +128,10 @@ class TiltConfig(StepsConfig):
 
     steps: int = 300
     learning_rate: float = 3e-3
-    ridge: float = 0.03
-    keep: float = 0.2
+    ridge: float = 0.03  # added to each variance of the Gaussians
+    keep: float = 0.2  # share of each layer that a class uses
     low: float = 0.2  # least and greatest noise level, in units of the pixels' spread
-    high: float = 3.0
+    high: float = 3.0  # the greatest
     levels: int = 8  # of the sum that stands for the integral
     draws: int = 4  # of noise at each, each with its negative
 

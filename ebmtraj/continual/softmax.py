@@ -236,7 +236,7 @@ class DistilConfig(SoftmaxConfig):
     """Learning without forgetting. Raises `EbmtrajError` for a setting out of its range."""
 
     weight: float = 1.0  # of the distillation
-    temperature: float = 2.0
+    temperature: float = 2.0  # of the softmax whose answers are kept
 
     def __post_init__(self) -> None:
         super().__post_init__()

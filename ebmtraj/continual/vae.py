@@ -23,7 +23,7 @@ from ebmtraj.nets.mlp import MLP
 class VAEConfig(StepsConfig):
     """Encoder and decoder see the label. Raises `EbmtrajError` for a setting out of its range."""
 
-    latent: int = 10
+    latent: int = 10  # numbers of a code
     draws: int = 16  # of the latent variable, for an image's bound
 
     def __post_init__(self) -> None:

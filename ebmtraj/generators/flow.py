@@ -29,9 +29,9 @@ class FlowConfig:
     """Couplings and their networks."""
 
     coupling: Coupling = "affine"  # RealNVP (Dinh et al. 2017), or neural splines (Durkan et al. 2019)
-    transforms: int = 8
-    width: int = 256
-    depth: int = 2
+    transforms: int = 8  # couplings
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
 
     def __post_init__(self) -> None:
         check_flow(self.transforms, self.width, self.depth)
@@ -120,10 +120,10 @@ class FlowGenerator(Generator):
 class CodeFlowConfig(VAEConfig):
     """An autoencoder, and a flow of its codes."""
 
-    coupling: Coupling = "affine"
-    transforms: int = 4
-    flow_width: int = 256
-    flow_depth: int = 2
+    coupling: Coupling = "affine"  # as in `FlowConfig`
+    transforms: int = 4  # couplings
+    flow_width: int = 256  # units of a hidden layer of theirs
+    flow_depth: int = 2  # hidden layers of theirs
     jitter: float = 0.05  # added to codes of spread 1 while the flow is trained, which keeps it from spikes
 
     def __post_init__(self) -> None:

@@ -36,8 +36,8 @@ class TiltConfig:
 
     objective: Objective = "ratio"  # density ratio, maximum likelihood by short chains, or the first and then the second
     on: On = "auto"  # what the energy looks at: auto is the generator's own view
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     fourier: tuple[float, ...] = ()  # standard deviations of the frequencies that it sees its view by
     channels: int = 64  # of the network of large images
     pool: int = 20_000  # draws of the generator that real events are told from
@@ -48,8 +48,10 @@ class TiltConfig:
     chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=60, step_size=0.01))  # of training
     start: int = 16  # candidates that samples start from one of
     shared: bool = False  # candidates are all chains' alike: less biased, but trusts the energy where it is lowest
-    method: Method = "langevin"
+    method: Method = "langevin"  # by which samples are drawn: `sampler` or `mala`
+    # of samples, by Langevin steps
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=100, step_size=0.01))
+    # of samples, by steps that are accepted or rejected
     mala: MALAConfig = field(default_factory=lambda: MALAConfig(steps=100, step_size=0.01, warmup=50))
 
     def __post_init__(self) -> None:

@@ -64,9 +64,9 @@ class TiltRecipe:
     base: str  # the generator's run
     digest: str | None = None  # of the generator's checkpoint
     data: str = ""  # what the generator was trained on
-    content_hash: str | None = None
+    content_hash: str | None = None  # of the data
     network: dict[str, Any] = field(default_factory=dict)  # see `TiltConfig`
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # how long and how to train
 
 
 def tilt_recipe(

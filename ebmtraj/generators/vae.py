@@ -25,9 +25,9 @@ Logs = dict[str, Tensor]
 class VAEConfig:
     """Sizes, and the noise of the decoder. Raises `EbmtrajError` for a setting out of its range."""
 
-    latent: int = 16
+    latent: int = 16  # numbers of a code
     width: int = 256  # of dense layers, or channels of the innermost convolution
-    depth: int = 2
+    depth: int = 2  # hidden layers
     beta: float = 1.0  # weight of the divergence to the prior; 1: the evidence bound
     noise: float | None = None  # standard deviation of the decoder, of data of spread 1; None: learnt
 

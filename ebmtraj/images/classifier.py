@@ -30,9 +30,9 @@ class ClassifierConfig:
     """The network of `jem`, trained to classify and nothing else. Raises `EbmtrajError` for a setting out of its range."""
 
     network: Network = "auto"  # as that of `jem`
-    width: int = 512
-    depth: int = 2
-    channels: int = 64
+    width: int = 512  # of dense layers
+    depth: int = 2  # hidden layers
+    channels: int = 64  # of the first convolution
     labelled: int = 0  # training images that keep their label, evenly over the classes; 0: all
     label_seed: int = 0  # which ones
 

@@ -39,8 +39,9 @@ class ConceptConfig:
     evidence_width: int = 16  # of the factor's
     prior: str = ""  # a run of this model whose E(x) is taken as it is, so that only the factor is learnt
     prior_share: float = 0.7  # of the steps, for E(x); the rest is for the factor
+    # noise levels in training, of the energy
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
-    evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
+    evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))  # and of the factor
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
             steps=6, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"

@@ -40,7 +40,7 @@ class NoiseConditionalConfig:
 
     network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
     width: int = 512  # of dense layers
-    depth: int = 2
+    depth: int = 2  # hidden layers
     channels: int = 64  # of the first convolution
     base: BaseName = "auto"  # what is tilted, see `chosen_base`; given labels, all but unit and whole are each class's own
     components: int = 20  # of a mixture, or of each class

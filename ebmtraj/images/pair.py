@@ -33,14 +33,14 @@ class PairConfig:
     Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder.
     """
 
-    parts: Parts = "sum"
+    parts: Parts = "sum"  # the sum of two energies, or one network told both, see `ValuePlaceEnergy`
     width: int = 16  # channels of the first convolution; half as many more for one network in place of two
     apart: float = 0.3  # share of the steps in which each energy learns from its own images alone
     kl: float = 0.1  # share of the steps, the last, with contrastive divergence and its KL term beside score matching
-    kl_weight: float = 1e-3
+    kl_weight: float = 1e-3  # of the divergence beside score matching
     kl_level: float = 0.3  # noise level at which these chains run
-    kl_chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=5, step_size=0.01))
-    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
+    kl_chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=5, step_size=0.01))  # of its negatives
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))  # noise levels in training
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
             steps=2, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"

@@ -33,7 +33,7 @@ class PCDConfig:
 
     network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
     width: int = 512  # of dense layers
-    depth: int = 2
+    depth: int = 2  # hidden layers
     channels: int = 32  # of the first convolution
     spectral: bool = False  # spectral normalisation of every layer (the paper's way to bound the energy's slope)
     scale: float = 1.0  # of the network's output, which spectral normalisation leaves nearly flat

@@ -58,7 +58,7 @@ class AttackConfig:
     """
 
     norm: Norm = "linf"
-    steps: int = 40
+    steps: int = 40  # of ascent
     draws: int = 8  # of noise, for each gradient, and for each answer that an attack without gradients asks for
     restarts: int = 1  # from other places within the ball, for each loss
 

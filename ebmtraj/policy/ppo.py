@@ -40,19 +40,19 @@ class PPOConfig:
     Raises `EbmtrajError` for a setting out of its range.
     """
 
-    iterations: int = 200
+    iterations: int = 200  # updates
     batch: int = 512  # episodes side by side
     horizon: int = 24  # control steps between updates
-    epochs: int = 4
-    minibatch: int = 3072
-    gamma: float = 0.99
+    epochs: int = 4  # over the steps of an update
+    minibatch: int = 3072  # steps a gradient step
+    gamma: float = 0.99  # discount a control step
     lam: float = 0.95  # of the generalised advantage estimate
-    clip: float = 0.2
+    clip: float = 0.2  # of the ratio of probabilities
     learning_rate: float = 4e-4  # at the start; then it follows the divergence
-    target_kl: float = 0.016
-    entropy: float = 0.0
-    max_gradient: float = 1.0
-    hidden: tuple[int, ...] = (256, 128)
+    target_kl: float = 0.016  # divergence of an update that the rate is kept for
+    entropy: float = 0.0  # weight of the policy's entropy
+    max_gradient: float = 1.0  # norm above which a gradient is scaled down
+    hidden: tuple[int, ...] = (256, 128)  # units of each hidden layer
     log_std: float = -1.0  # at the start
     residual: float = 0.5
     speed: float = 0.5

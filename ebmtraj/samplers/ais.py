@@ -28,7 +28,7 @@ class AISConfig:
     """
 
     temperatures: int = 1000  # steps of the path from the Gaussian, at inverse temperature 0, to the energy, at 1
-    particles: int = 1024
+    particles: int = 1024  # that take the path side by side
     transitions: int = 1  # Metropolis steps at each
     leapfrog: int = 1  # of each; 1: MALA
     jitter: float = 0.5  # each proposal's step size is drawn from 1 - jitter to 1 + jitter times it

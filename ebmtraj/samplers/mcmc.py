@@ -37,7 +37,7 @@ class HMCConfig:
     jitter: float = 0.0  # each proposal's step size is drawn from 1 - jitter to 1 + jitter times it, which breaks resonances
     warmup: int = 0  # proposals before the first, in which the step size adapts to `target`; it is fixed afterwards
     target: float = 0.8  # acceptance that it adapts to
-    backend: Backend = "auto"
+    backend: Backend = "auto"  # how the gradient is computed, see `backends`
     record: bool = False  # keep energy, gradient norm and energy error of each step in Info
     keep: int = 0  # keep every so manieth state in Info; 0: none
 
@@ -59,7 +59,7 @@ class MALAConfig:
     scale: tuple[float, ...] | None = None  # preconditioner: a length an entry of the event
     warmup: int = 0  # proposals before the first, in which the step size adapts to `target`; it is fixed afterwards
     target: float = 0.574  # acceptance that it adapts to: the best one in many dimensions (Roberts and Rosenthal 1998)
-    backend: Backend = "auto"
+    backend: Backend = "auto"  # how the gradient is computed, see `backends`
     record: bool = False  # keep energy, gradient norm and energy error of each step in Info
     keep: int = 0  # keep every so manieth state in Info; 0: none
 

@@ -42,7 +42,7 @@ class TemperingConfig:
     scale: tuple[float, ...] | None = None  # a length an entry of the event
     warmup: int = 0  # rounds before the first, in which each temperature's step size adapts to `target`
     target: float = 0.6  # acceptance that they adapt to
-    backend: Backend = "auto"
+    backend: Backend = "auto"  # how the gradient is computed, see `backends`
     record: bool = False  # keep energy, gradient norm and energy error of the first temperature in Info
     keep: int = 0  # keep every so manieth state of the first temperature in Info; 0: none
 

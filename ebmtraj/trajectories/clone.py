@@ -37,15 +37,15 @@ class CloneConfig:
     Raises `EbmtrajError` for a setting out of its range.
     """
 
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     components: int = 1  # a Gaussian; more: a mixture of so many
     controls: int = 1  # actions before the present that are seen
     actions: int = 8  # the next ones, predicted together: a policy of single ones copies its last
     blind: float = 0.5  # share of the training examples whose past is hidden: a policy that copies it heeds no label
     horizons: tuple[int, ...] = (16,)  # steps ahead of which hindsight knows; a goal is any, an axis the last one's
     low: float = -4.0  # bounds of the log standard deviations
-    high: float = 1.0
+    high: float = 1.0  # the upper one
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
 
     def __post_init__(self) -> None:

@@ -32,8 +32,8 @@ class CloneRecipe:
     label: str = "none"  # what it is told beside the present, of `clone.LABELS`
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
-    network: CloneConfig = field(default_factory=CloneConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    network: CloneConfig = field(default_factory=CloneConfig)  # settings of the model
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # how long and how to train
 
     def __post_init__(self) -> None:
         if self.label not in LABELS:

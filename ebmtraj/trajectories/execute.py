@@ -26,9 +26,9 @@ class ExecuteConfig:
     Raises `EbmtrajError` for a setting out of its range.
     """
 
-    episodes: int = 48
-    steps: int = 100
-    seed: int = 0
+    episodes: int = 48  # side by side
+    steps: int = 100  # control steps an episode
+    seed: int = 0  # of starts and of the controller's noise
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.steps) < 1 or self.seed < 0:

@@ -32,8 +32,8 @@ class PlannerConfig:
     reach: float = 0.9  # standard deviations of the base by which it pulls at most, root mean square over the window
     prior: bool = True  # false: the Gaussian base alone, without the energy
     levels: int = 8  # noise levels, one step each
-    sigma_max: float = 5.0
-    sigma_min: float = 0.05
+    sigma_max: float = 5.0  # the first level, in standard deviations of the base's residual
+    sigma_min: float = 0.05  # and the last
     every: int = 1  # control steps between plans
 
     def __post_init__(self) -> None:

@@ -32,7 +32,8 @@ class PlanRecipe:
     prior: str = "energy"  # a name of `trajectories.window.PRIORS`
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
-    network: WindowConfig = field(default_factory=WindowConfig)
+    network: WindowConfig = field(default_factory=WindowConfig)  # settings of the model
+    # how long and how to train
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=2e-3, constant=0.3))
 
     def __post_init__(self) -> None:

@@ -41,8 +41,8 @@ class RatioConfig:
 
     of: str = "mdn"  # the model that is tilted
     base: dict[str, Any] = field(default_factory=dict)  # its settings, as `network` of its own recipe
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     share: float = 0.4  # of the training steps, for the tilt
     candidates: int = 8  # of the model, one of which is taken by its weight exp(-E)

@@ -36,8 +36,8 @@ class ResidualConfig:
     Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder.
     """
 
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     base: bool = True  # false: none is learnt, and all the training steps go to the model of the increment itself
     base_context: bool = True  # that model sees the base's mean and log standard deviation, too
     base_share: float = 0.3  # of the training steps, for the base, if there is one

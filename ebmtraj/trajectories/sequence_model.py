@@ -32,8 +32,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {"dsm": {"width": 128}, "cd": {}, "icd": {
 class InverseConfig:
     """A plain network on the state and the increment to the next one."""
 
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)

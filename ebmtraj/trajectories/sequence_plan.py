@@ -42,7 +42,7 @@ class SequenceConfig:
     level: float = 0.4  # noise level at which dsm's energy judges plans, and the last of its ladder
     first: float = 1.0  # the first
     again: float = 0.8  # the first where the last plan, some steps on, is gone on with
-    levels: int = 4
+    levels: int = 4  # noise levels from the first to the last
     steps: int = 6  # Langevin steps at each level
     step_size: float = 0.3  # times the level's square
     temperature: float = 0.02  # 1 samples the data's own sequences, tilted by the cost; near 0, the best ones

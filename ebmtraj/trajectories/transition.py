@@ -62,8 +62,8 @@ class PairConfig:
     sampler with a ladder.
     """
 
-    width: int = 128
-    depth: int = 3
+    width: int = 128  # units of a hidden layer
+    depth: int = 3  # hidden layers
     spectral: bool = True  # spectral normalisation of every layer
     matrices: bool = True  # see quaternions as rotation matrices; the paper's pair has them as they are
     space: Literal["state", "delta"] = "delta"  # second half of the pair: the next state (paper) or the increment to it

@@ -44,16 +44,16 @@ class WindowConfig:
 
     actions: int = 8  # steps of a window
     horizons: tuple[int, ...] = (2, 4, 8, 16, 32)  # steps ahead at which outcomes are expected
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     members: int = 2  # networks whose mean is the expected outcome
     controls: int = 1  # actions before the present that are seen: with more, a model knows when random ones are due
     base_share: float = 0.2  # of the training steps
-    outcome_share: float = 0.3
+    outcome_share: float = 0.3  # of the training steps, for the model of outcomes
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL
-    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))  # noise levels in training
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)

@@ -21,9 +21,9 @@ from ebmtraj.training.trainable import Stage
 class VAEConfig:
     """Sizes, and how samples are drawn. Raises `EbmtrajError` for a setting out of its range."""
 
-    latent: int = 16
+    latent: int = 16  # numbers of a code
     width: int = 256  # of dense layers, or channels of the innermost convolution
-    depth: int = 2
+    depth: int = 2  # hidden layers
     beta: float = 3.0  # weight of the divergence to the prior (Higgins et al. 2017); 1: the evidence bound
     sample: Literal["mean", "noisy"] = "mean"  # of the decoder: its mean, or a draw with its noise
 

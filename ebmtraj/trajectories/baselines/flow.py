@@ -28,8 +28,8 @@ class FlowConfig:
     Raises `EbmtrajError` for a setting out of its range.
     """
 
-    width: int = 256
-    depth: int = 3
+    width: int = 256  # units of a hidden layer
+    depth: int = 3  # hidden layers
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits

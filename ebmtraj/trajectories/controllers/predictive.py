@@ -31,7 +31,7 @@ class PredictiveConfig:
     Raises `EbmtrajError` for a setting out of its range.
     """
 
-    samples: int = 16
+    samples: int = 16  # futures an episode, of which the best is done
     horizon: int = 16  # control steps that are simulated
     every: int = 4  # control steps between plans
     dropped: float = 2.0  # added to the cost of a future in which the episode ends
