@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ebmtraj.cli.common import Json, Overwrite, Resume, print_json, say, stderr
-from ebmtraj.cli.dry import DryRun, refuse_resume, tell_trainings
-from ebmtraj.cli.watching import command_line, watched
+from ebmtraj.cli.comparing import Comparing, Course, DoneOnly, First, Out, Pictures
+from ebmtraj.cli.grouped import grouped
+from ebmtraj.cli.watching import command_line
 
 
+@grouped
 def composition(
+    course: Course,
     seeds: Annotated[int, typer.Option(help="Trainings of everything, from --seed on.", min=1)] = 5,
-    seed: Annotated[int, typer.Option(help="The first seed.", min=0, max=2**31)] = 0,
+    seed: First = 0,
     split: Annotated[str, typer.Option(help="Which draws of factors: test, or validation to choose settings.")] = "test",
     samples: Annotated[int, typer.Option(help="Pictures drawn of each composition.", min=8)] = 160,
     steps: Annotated[int | None, typer.Option(help="Steps of each training. [default: the recipes' own]", min=1)] = None,
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/compare/composition.json"),
-    runs: Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Seeds at once, one core each. [default: cores]", min=1)] = None,
-    done_only: Annotated[bool, typer.Option("--done-only", help="Train nothing: report what has been done so far.")] = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json_: Json = False,
+    out: Out = Path("runs/compare/composition.json"),
+    pictures: Pictures = None,
+    done_only: DoneOnly = False,
 ) -> None:
     """Train concepts of sprites apart, put them together by and, or, not, and measure what is drawn.
 
@@ -37,7 +32,6 @@ def composition(
 
     Example: ebmtraj compare composition --seeds 1
     """
-    from ebmtraj.errors import EbmtrajError
     from ebmtraj.report.compare_composition import (
         CompositionComparison,
         composition_results,
@@ -47,17 +41,9 @@ def composition(
     from ebmtraj.report.compare_composition_table import composition_pictures, rich_composition
     from ebmtraj.runs import write_json
 
-    if resume and overwrite:
-        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on, the second replaces all runs")
-    if done_only and overwrite:
-        raise EbmtrajError("choose one of --done-only and --overwrite: the first reports all runs, the second replaces them")
-    if out.suffix != ".json":
-        raise EbmtrajError(f"--out {out}: give a path that ends in .json")
-    resume = resume or done_only
-    if out.exists() and not (resume or overwrite):
-        raise EbmtrajError(f"{out} exists; give another --out, --resume to go on, or --overwrite to replace it and its runs")
-    plan = CompositionComparison(tuple(range(seed, seed + seeds)), runs or out.with_suffix(""), split, samples, steps)
-    if dry_run:
+    comparing = Comparing(out, course, done_only)
+    plan = CompositionComparison(tuple(range(seed, seed + seeds)), comparing.folder, split, samples, steps)
+    if course.dry_run:
         from ebmtraj.images.fit import IMAGE
         from ebmtraj.report.estimate import Piece
 
@@ -68,30 +54,18 @@ def composition(
                     recipe.network.update(prior="", prior_share=1e-6)
             return [Piece(name, IMAGE, recipe, seeds) for name, recipe in recipes.items()]
 
-        refuse_resume(resume)
-        tell_trainings(plan, pieces, out, workers, json_, "training the judge, and measuring,")
-    jobs = prepare_composition(plan, resume=resume, overwrite=overwrite)
-    began = time.perf_counter()
-    if done_only:
-        jobs = [job for job in jobs if job.outcome() is not None]
-        if not jobs:
-            raise EbmtrajError(f"{plan.runs} holds nothing that is done; run the comparison without --done-only")
-    else:
-        with watched(jobs) as count:
-            run_composition_jobs(
-                jobs, workers=workers or 0, on_done=lambda job, found: say(f"{count()} {_line(job, found)}")
-            )
+        comparing.estimate_trainings(plan, pieces, "training the judge, and measuring,")
+    jobs = prepare_composition(plan, **comparing.opening)
+    jobs = comparing.carry_out(
+        jobs,
+        f"{len(jobs)} seeds",
+        lambda workers, on_done: run_composition_jobs(jobs, workers=workers, on_done=on_done),
+        _line,
+    )
     results = composition_results(jobs, command=command_line())
-    write_json(out, results)
-    output: dict[str, Any] = {"out": str(out), "runs": str(plan.runs), "seconds": round(time.perf_counter() - began, 1)}
-    if pictures is not None:
-        output["pictures"] = [str(path) for path in composition_pictures(jobs[0], pictures)]
-    if json_:
-        print_json({**output, **results})
-        return
-    for table in rich_composition(results):
-        stderr.print(table)
-    say(f"medians over {len(jobs)} seeds; wrote {out} ({output['seconds']:.0f} s)")
+    write_json(comparing.out, results)
+    drawn = [str(path) for path in composition_pictures(jobs[0], pictures)] if pictures is not None else []
+    comparing.tell(results, {"pictures": drawn}, lambda: rich_composition(results), f"medians over {len(jobs)} seeds")
 
 
 def _line(job: Any, outcome: dict[str, Any]) -> str:

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ebmtraj.cli.common import Json, Overwrite, Resume, Set, print_json, progress, say, stderr
-from ebmtraj.cli.dry import DryRun, refuse_resume, tell_estimate
-from ebmtraj.cli.watching import command_line, watched
+from ebmtraj.cli.common import Set, say
+from ebmtraj.cli.comparing import Comparing, Course, First, Out, Split, changes_by_row
+from ebmtraj.cli.grouped import grouped
+from ebmtraj.cli.watching import command_line
 
 
+@grouped
 def continual_command(
+    course: Course,
     learners: Annotated[str, typer.Option(help="all, or names with commas between: ebm,ewc,...")] = "all",
     scenario: Annotated[str, typer.Option(help="class, task, domain (incremental), several with commas, or all.")] = "class",
     seeds: Annotated[int, typer.Option(help="Runs of each learner, from --first-seed on.", min=1)] = 10,
-    first_seed: Annotated[int, typer.Option(help="The first seed.", min=0, max=2**31)] = 0,
+    first_seed: First = 0,
     data: Annotated[
         str, typer.Option(help="A source's name, such as digits or sprites-28, or a labelled image store.")
     ] = "digits",
     tasks: Annotated[str | None, typer.Option(help='Classes of each task, e.g. "0,1|2,3". [default: by --per-task]')] = None,
     per_task: Annotated[int, typer.Option(help="Classes a task, in their order.", min=1)] = 2,
-    split: Annotated[str, typer.Option(help="test, or validation to choose settings.")] = "test",
+    split: Split = "test",
     tune: Annotated[bool, typer.Option("--tune", help="Try each learner's grid on validation, and keep the best.")] = False,
     settings: Annotated[
         list[Path] | None, typer.Option(help="What --tune wrote: use the settings that it kept; the last one counts.")
     ] = None,
     set_: Set = None,
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/continual.json"),
-    runs: Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")] = None,
+    out: Out = Path("runs/continual.json"),
     pictures: Annotated[Path | None, typer.Option(help="Folder for heat maps of accuracies.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json_: Json = False,
 ) -> None:
     """Learn tasks one after the other with each learner, and measure accuracy, forgetting, memory and time.
 
@@ -47,7 +43,6 @@ def continual_command(
 
     Example: ebmtraj continual --learners ebm,ewc,class-gaussian --seeds 3 --data digits
     """
-    from ebmtraj.config import parse_overrides
     from ebmtraj.continual.tasks import even_plan, parse_plan
     from ebmtraj.datasets.images import open_images
     from ebmtraj.errors import EbmtrajError
@@ -56,16 +51,8 @@ def continual_command(
     from ebmtraj.report.continual_table import heat_maps, rich_continual
     from ebmtraj.runs import write_json
 
-    if resume and overwrite:
-        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on, the second replaces all runs")
-    if out.suffix != ".json":
-        raise EbmtrajError(f"--out {out}: give a path that ends in .json")
-    if out.exists() and not (resume or overwrite):
-        raise EbmtrajError(f"{out} exists; give another --out, --resume to go on, or --overwrite to replace it and its runs")
-    changes: dict[str, Any] = parse_overrides(set_ or [])
-    for name, values in changes.items():
-        if not isinstance(values, dict):
-            raise EbmtrajError(f"--set {name}=...: say of which learner, such as ebm.{name}=... or all.{name}=...")
+    comparing = Comparing(out, course)
+    changes = changes_by_row(set_, "ebm.{0}=... or all.{0}")
     chosen, asked = choose_learners(learners), choose_scenarios(scenario)
     kept = {name: found for path in settings or [] for name, found in read_kept(path).items()}
     store = open_images(data)
@@ -77,53 +64,46 @@ def continual_command(
         learners=chosen,
         scenarios=asked,
         seeds=tuple(range(first_seed, first_seed + seeds)),
-        runs=runs or out.with_suffix(""),
+        runs=comparing.folder,
         split="validation" if tune else split,
         tune=tune,
         kept=kept,
         changes=changes,
     )
-    if dry_run:
+    if course.dry_run:
         from ebmtraj.report.estimate import estimate_continual, nowhere
 
-        refuse_resume(resume)
-        with nowhere(trial) as tried, progress() as bar:
-            task = bar.add_task("timing", total=None, note="")
-            jobs = prepare(tried, store)
-            found = estimate_continual(str(out), jobs, workers or 0, lambda name: bar.update(task, note=name))
-        tell_estimate(found, json_)
-    jobs = prepare(trial, store, resume=resume, overwrite=overwrite)
-    done = sum(job.outcome() is not None for job in jobs)
-    say(f"{len(jobs)} runs of {len(trial.learners)} learners" + (f", {done} of them done" if done else ""))
-    began = time.perf_counter()
-    with watched(jobs) as count:
-        run_jobs(jobs, workers=workers or 0, on_done=lambda job, outcome: say(_line(job, outcome, count())))
-    took = time.perf_counter() - began
-    whole = results(jobs, store, command=command_line(), seconds=None if done else round(took, 1))
-    write_json(out, whole)
-    output: dict[str, Any] = {"out": str(out), "runs": str(trial.runs), "seconds": round(took, 1)}
-    if pictures is not None and not tune:
-        output["pictures"] = [str(path) for path in heat_maps(whole, pictures)]
-    if json_:
-        print_json({**output, **whole})
-        return
-    for table in rich_continual(whole):
-        stderr.print(table)
-    say(f"wrote {out} ({took:.0f} s)")
+        with nowhere(trial) as tried:
+            timed = prepare(tried, store)
+            comparing.estimate(lambda workers, on_piece: estimate_continual(str(out), timed, workers, on_piece))
+    jobs = prepare(trial, store, **comparing.opening)
+    begun = any(job.outcome() is not None for job in jobs)
+    comparing.carry_out(
+        jobs,
+        f"{len(jobs)} runs of {len(trial.learners)} learners",
+        lambda workers, on_done: run_jobs(jobs, workers=workers, on_done=on_done),
+        _line,
+    )
+    whole = results(jobs, store, command=command_line(), seconds=None if begun else comparing.seconds)
+    write_json(comparing.out, whole)
+    drawn = [str(path) for path in heat_maps(whole, pictures)] if pictures is not None and not tune else []
+    comparing.tell(whole, {"pictures": drawn}, lambda: rich_continual(whole), "")
 
 
-def _line(job: Any, outcome: dict[str, Any], count: str) -> str:
+def _line(job: Any, outcome: dict[str, Any]) -> str:
     """One finished job for a person."""
     if outcome["diverged"]:
-        return f"{count} {job.label}: {outcome['diverged']}"
+        return f"{job.label}: {outcome['diverged']}"
     said = ", ".join(f"{each} {100 * facts['accuracy']:.1f} %" for each, facts in outcome["courses"].items())
-    return f"{count} {job.label}: {said}"
+    return f"{job.label}: {said}"
 
 
+@grouped
 def continual_robot_command(
+    course: Course,
     learners: Annotated[str, typer.Option(help="all, or names with commas between: mixture,fine-tune,...")] = "all",
     seeds: Annotated[int, typer.Option(help="Runs of each learner, from --first-seed on.", min=1)] = 3,
-    first_seed: Annotated[int, typer.Option(help="The first seed.", min=0, max=2**31)] = 0,
+    first_seed: First = 0,
     episodes: Annotated[int, typer.Option(help="Episodes that are collected of each behaviour.", min=20)] = 240,
     data_seed: Annotated[int, typer.Option(help="Of the collection.", min=0)] = 0,
     stores: Annotated[
@@ -131,14 +111,8 @@ def continual_robot_command(
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps on each behaviour.", min=1)] = 1000,
     horizon: Annotated[int, typer.Option(help="Steps of a future.", min=1)] = 20,
-    split: Annotated[str, typer.Option(help="test, or validation to choose settings.")] = "test",
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("runs/continual_robot.json"),
-    runs: Annotated[Path | None, typer.Option(help="Folder of all runs. [default: named as --out, without .json]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Jobs at once, one core each. [default: cores]", min=1)] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json_: Json = False,
+    split: Split = "test",
+    out: Out = Path("runs/continual_robot.json"),
 ) -> None:
     """Learn a robot's behaviours one after the other with a transition energy, and test its futures on all of them.
 
@@ -160,23 +134,18 @@ def continual_robot_command(
     from ebmtraj.report.continual_table import rich_robot
     from ebmtraj.runs import write_json
 
-    if resume and overwrite:
-        raise EbmtrajError("choose one of --resume and --overwrite: the first goes on, the second replaces all runs")
-    if out.suffix != ".json":
-        raise EbmtrajError(f"--out {out}: give a path that ends in .json")
-    if out.exists() and not (resume or overwrite):
-        raise EbmtrajError(f"{out} exists; give another --out, --resume to go on, or --overwrite to replace it and its runs")
-    chosen, folder = choose_behaviour_learners(learners), runs or out.with_suffix("")
+    comparing = Comparing(out, course)
+    chosen, folder = choose_behaviour_learners(learners), comparing.folder
     if split not in ("validation", "test"):
         raise EbmtrajError(f"--split {split}: learners are trained on train; use test, or validation to choose settings")
     collected: dict[str, Any] = {}
     if stores is None:
         length = 30 + horizon
         collected = {"policy": "trained", "episodes": episodes, "steps": length, "seed": data_seed}
-        if not dry_run:
+        if not course.dry_run:
             say(f"collecting {len(AXES)} x {episodes} episodes of {length} steps")
         there = folder.with_name(f"{folder.name}-data")
-        paths = () if dry_run else collect_behaviours(there, episodes, length, data_seed, workers or 0)
+        paths = () if course.dry_run else collect_behaviours(there, episodes, length, data_seed, course.workers or 0)
         names: tuple[str, ...] = AXES
     else:
         paths = tuple(path.strip() for path in stores.split(",") if path.strip())
@@ -194,27 +163,18 @@ def continual_robot_command(
         horizon=horizon,
         collected=collected,
     )
-    if dry_run:
+    if course.dry_run:
         from ebmtraj.report.estimate import estimate_robot
 
-        refuse_resume(resume)
-        with progress() as bar:
-            task = bar.add_task("timing", total=None, note="")
-            collects = episodes if stores is None else None
-            estimate = estimate_robot(str(out), trial, collects, workers or 0, lambda name: bar.update(task, note=name))
-        tell_estimate(estimate, json_)
-    jobs = prepare_robot(trial, resume=resume, overwrite=overwrite)
-    began = time.perf_counter()
-    with watched(jobs) as count:
-        run_robot(
-            jobs,
-            workers=workers or 0,
-            on_done=lambda job, outcome: say(f"{count()} {job.label}: {outcome['seconds']:.0f} s"),
-        )
+        collects = episodes if stores is None else None
+        comparing.estimate(lambda workers, on_piece: estimate_robot(str(out), trial, collects, workers, on_piece))
+    jobs = prepare_robot(trial, **comparing.opening)
+    comparing.carry_out(
+        jobs,
+        f"{len(jobs)} runs of {len(trial.learners)} learners",
+        lambda workers, on_done: run_robot(jobs, workers=workers, on_done=on_done),
+        lambda job, outcome: f"{job.label}: {outcome['seconds']:.0f} s",
+    )
     found = robot_results(jobs, command=command_line())
-    write_json(out, found)
-    if json_:
-        print_json({"out": str(out), "runs": str(folder), **found})
-        return
-    stderr.print(rich_robot(found))
-    say(f"wrote {out} ({time.perf_counter() - began:.0f} s)")
+    write_json(comparing.out, found)
+    comparing.tell(found, {}, lambda: [rich_robot(found)], "")

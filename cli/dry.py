@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ebmtraj.cli.common import print_json, progress, say
+from ebmtraj.cli.common import print_json, say
 
 if TYPE_CHECKING:
-    from ebmtraj.report.estimate import Estimate, Piece
+    from ebmtraj.report.estimate import Estimate
 
 DryRun = Annotated[
     bool,
@@ -30,23 +28,6 @@ def tell_estimate(estimate: Estimate, json_: bool) -> None:
         for line in in_words(estimate):
             say(line)
     raise typer.Exit
-
-
-def tell_trainings(
-    comparison: Any,
-    pieces: Callable[[Any], list[Piece]],
-    out: Path,
-    workers: int | None,
-    json_: bool,
-    beside: str = "measuring the trained models",
-) -> None:
-    """Time the trainings that `pieces` lists of a comparison, whose runs lie in a folder that vanishes; ends the command."""
-    from ebmtraj.report.estimate import estimate_trainings, nowhere
-
-    with nowhere(comparison) as tried, progress() as bar:
-        task = bar.add_task("timing", total=None, note="")
-        found = estimate_trainings(str(out), pieces(tried), workers or 0, lambda name: bar.update(task, note=name))
-    tell_estimate(replace(found, beside=beside), json_)
 
 
 def refuse_resume(resume: bool) -> None:

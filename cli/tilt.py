@@ -11,11 +11,13 @@ import typer
 from ebmtraj.cli import complete
 from ebmtraj.cli.common import Device, Json, Overwrite, Resume, Seed, Set, Threads, print_json, progress, say
 from ebmtraj.cli.dry import DryRun, refuse_resume, tell_estimate
-from ebmtraj.cli.train import Budget, Recipe, RunDirectory, TrainingSeed, _train
+from ebmtraj.cli.grouped import grouped
+from ebmtraj.cli.training import Training
 
 
+@grouped
 def generator_command(
-    run: RunDirectory,
+    training: Training,
     data: Annotated[
         str,
         typer.Option(
@@ -29,14 +31,6 @@ def generator_command(
             autocompletion=complete.among(*complete.GENERATORS),
         ),
     ] = None,
-    recipe: Recipe = None,
-    set_: Set = None,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json_: Json = False,
 ) -> None:
     """Learn a generator with a latent space, which `ebmtraj tilt` then improves.
 
@@ -46,12 +40,9 @@ def generator_command(
     """
     from ebmtraj.generators.fit import GENERATOR, load_generator_recipe, train_generator
 
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
     given = {"model": model, "data": data}
-    trained = _train(
-        budget, load_generator_recipe, train_generator, given, lambda recipe: f"training {recipe.model}", GENERATOR
-    )
-    budget.tell(trained, ("model",), f"ebmtraj tilt {shlex.quote(str(run))}")
+    trained = training.carry_out(load_generator_recipe, train_generator, GENERATOR, given)
+    training.tell(trained, ("model",), f"ebmtraj tilt {shlex.quote(str(training.run))}")
 
 
 def tilt_command(

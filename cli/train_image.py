@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from ebmtraj.cli import complete
-from ebmtraj.cli.common import Device, Json, Overwrite, Resume, Set
-from ebmtraj.cli.dry import DryRun
-from ebmtraj.cli.train import Budget, Recipe, RunDirectory, TrainingSeed, _train
+from ebmtraj.cli.grouped import grouped
+from ebmtraj.cli.training import Training
 
 ImagesOf = Annotated[
     str, typer.Option("--data", help="A source of images (digits, mnist, cifar10, ...) or the path of an image store.")
@@ -21,8 +20,9 @@ Root = Annotated[
 ]
 
 
+@grouped
 def image(
-    run: RunDirectory,
+    training: Training,
     data: ImagesOf = "digits",
     objective: Annotated[
         str | None,
@@ -46,14 +46,6 @@ def image(
         typer.Option(help="Learn p(x | factor) of images whose factors are known, e.g. scale, shape or x,y: see `compose`."),
     ] = None,
     root: Root = None,
-    recipe: Recipe = None,
-    set_: Set = None,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json_: Json = False,
 ) -> None:
     """Learn an energy of images (or a baseline).
 
@@ -88,8 +80,7 @@ def image(
 
         data = open_images(data, root).path
     given = {"model": model or objective, "conditional": conditional, "condition": condition, "data": data}
-    budget = Budget(run, recipe, set_, seed, device, resume, overwrite, json_, dry_run)
-    trained = _train(budget, load_image_recipe, train_image, given, lambda recipe: f"training {recipe.model}", IMAGE)
+    trained = training.carry_out(load_image_recipe, train_image, IMAGE, given)
     samples = MODELS[trained[1].model].sample is not ImageModel.sample
     following = "sample {} -n 100 --out samples.png" if samples else "calibrate {}"
-    budget.tell(trained, ("model", "conditional"), "ebmtraj " + following.format(shlex.quote(str(run))))
+    training.tell(trained, ("model", "conditional"), "ebmtraj " + following.format(shlex.quote(str(training.run))))

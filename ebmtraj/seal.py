@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # which takes long, and `--help` comes by here
+    from numpy.typing import NDArray
 
 PATHS = ("data", "base")  # keys of a recipe that say where things lie, which may change
 

@@ -186,7 +186,7 @@ def test_what_is_wrong_is_said_before_any_work(
     words = ("compare", "images", "--data", digits.path, "--out", tmp_path / "x.json")
     assert "unknown row 'nope'" in fault(capfd, *words, "--models", "nope")
     assert "--split train" in fault(capfd, *words, "--models", "gaussian", "--split", "train")
-    assert "say of which row" in fault(capfd, *words, "--models", "gaussian", "--set", "steps=3")
+    assert "say whose setting it is" in fault(capfd, *words, "--models", "gaussian", "--set", "steps=3")
     assert "unknown row" in fault(capfd, *words, "--models", "gaussian", "--set", "nope.training.steps=3")
     assert "row gaussian: recipe: network: unknown key flor" in fault(
         capfd, *words, "--models", "gaussian", "--set", "gaussian.network.flor=3"

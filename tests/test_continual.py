@@ -400,7 +400,7 @@ def test_a_search_keeps_the_best_point_and_is_used(capfd: pytest.CaptureFixture[
         (["--scenario", "klass"], "unknown scenario 'klass'"),
         (["--tasks", "0,1|1,2"], "class 1 is in task 0 and in task 1"),
         (["--tasks", "0,1|2,3"], "class 4 is in no task"),
-        (["--set", "steps=3"], "say of which learner"),
+        (["--set", "steps=3"], "say whose setting it is"),
         (["--set", "ebm.stepz=3"], "did you mean steps"),
         (["--split", "train"], "learners are trained on train"),
         (["--data", "nowhere"], "neither a store nor a source"),

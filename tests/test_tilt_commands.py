@@ -73,7 +73,7 @@ def test_a_plane_from_training_to_pictures(capfd: pytest.CaptureFixture[str], tm
         (("compare", "tilting", "--models", "vea"), "unknown row 'vea'"),
         (("compare", "tilting", "--out", "x.txt"), ".json"),
         (("compare", "tilting", "--set", "network.width=3"), "unknown row"),
-        (("compare", "tilting", "--set", "width=3"), "of which row"),
+        (("compare", "tilting", "--set", "width=3"), "say whose setting it is"),
         (("compare", "tilting", "--models", "vae", "--set", "vae.network.widht=3"), "row vae"),
     ],
 )
