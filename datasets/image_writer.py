@@ -63,7 +63,7 @@ class RawImages:
 
 
 def check_labels(labels: NDArray[Any], count: int, classes: tuple[str, ...], what: str) -> None:
-    """Raise `EbmtrajError` where there is not one label an image, or one is out of range."""
+    """Raise `EbmtrajError` where labels are not `(count,)`, one an image, or one is out of range."""
     if labels.shape != (count,):
         raise EbmtrajError(f"{what}: {count} images, but labels of shape {labels.shape}; give one label an image")
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))

@@ -203,7 +203,10 @@ class PoolReader:
         span_chunks: int = SPAN_CHUNKS,
         pool_spans: int = POOL_SPANS,
     ) -> None:
-        """With `actions` false, no action is read; with `history`, so many rows before each window are."""
+        """With `actions` false, no action is read; with `history`, so many rows before each window are.
+
+        Raises `EbmtrajError` for spans or pools below 1.
+        """
         if span_chunks < 1 or pool_spans < 1:
             raise EbmtrajError(f"span_chunks = {span_chunks}, pool_spans = {pool_spans}; both must be at least 1")
         self.device = torch.device(device)
@@ -424,7 +427,10 @@ def _load(
 
 
 def read_rows(store: Store, name: str, rows: Indices, closing: threading.Event | None = None) -> Floats:
-    """These rows of "state" or "action", ascending; every chunk that holds one is decoded once, whole shards at most."""
+    """These rows of "state" or "action", ascending, `(n,) -> (n, size)`; every chunk that holds one is decoded once.
+
+    Whole shards at most are held. Raises `CancelledError` once `closing` is set.
+    """
     size = store.chunk_rows(name)
     width = total_size(store.state_fields if name == "state" else store.action_fields)
     out = np.empty((len(rows), width), np.float32)

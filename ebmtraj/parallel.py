@@ -102,7 +102,10 @@ class ProcessPool(Pool):
         self._lock = threading.Lock()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], name: Name = repr) -> Iterator[Result]:
-        """As `Pool.map`; only the worker that has died starts anew."""
+        """As `Pool.map`; only the worker that has died starts anew.
+
+        Raises `CancelledError` where the pool is closed meanwhile.
+        """
         waiting = deque(items)
         flying: deque[Future[Result]] = deque()
         try:
@@ -263,6 +266,7 @@ class RayPool(Pool):
     """A Ray cluster, or Ray on this machine alone where no address is given."""
 
     def __init__(self, workers: int = 0, address: str | None = None) -> None:
+        """Raises `EbmtrajError` where ray is missing, the cluster can't be reached or has no CPU to give."""
         self._ray = _import_ray(alone=address is None)
         self._ours = not self._ray.is_initialized()  # a notebook may have connected already
         if self._ours:

@@ -99,7 +99,10 @@ class HandCubeBatch:
 
     @property
     def physics_state(self) -> NDArray[np.float64]:
-        """Full physics states (B, 62): time, positions, velocities. Setting it starts from any such states."""
+        """Full physics states (B, 62): time (s), positions (m, rad), velocities. Setting it starts from any such states.
+
+        Setting raises `EbmtrajError` for another shape, and for a number that is not finite.
+        """
         return self._physics.copy()
 
     @physics_state.setter

@@ -38,7 +38,10 @@ Simulator = Callable[[str, int, int], Described | None]  # (env, state size, act
 
 @dataclass(frozen=True)
 class Given:
-    """What the user says of a source that does not say it itself; None leaves it to the source."""
+    """What the user says of a source that does not say it itself; None leaves it to the source.
+
+    Raises `EbmtrajError` for an empty name and a time step that is not above 0 s.
+    """
 
     env: str | None = None
     control_timestep: float | None = None  # s
@@ -66,7 +69,10 @@ class RawEpisode(NamedTuple):
 
 
 class Source(ABC):
-    """Episodes in some format; `recipe` says of what, `notes` what a user should know of how they were read."""
+    """Episodes in some format; `recipe` says of what, `notes` what a user should know of how they were read.
+
+    Made from a path and what is said of it (`Given`); raises `EbmtrajError` where it can't be read, or does not fit.
+    """
 
     name: str  # as the user gave it
     total: int  # episodes that it holds
@@ -234,7 +240,10 @@ def carried_recipe(values: Mapping[str, Any], name: str) -> StoreRecipe:
 
 
 def carried_values(text: Any, name: str) -> dict[str, Any] | None:
-    """What a file carries of its store: a JSON object as text, or one already read; None where there is nothing."""
+    """What a file carries of its store: a JSON object as text, or one already read; None where there is nothing.
+
+    Raises `EbmtrajError` where it is not one.
+    """
     if text is None:
         return None
     try:

@@ -1,4 +1,7 @@
-"""The paper's generative baseline: a conditional variational autoencoder, an image's class by the best bound."""
+"""The paper's generative baseline: a conditional variational autoencoder, an image's class by the best bound.
+
+Paper 000, section 6.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from ebmtraj.nets.mlp import MLP
 
 @dataclass(frozen=True)
 class VAEConfig(StepsConfig):
-    """Encoder and decoder see the label."""
+    """Encoder and decoder see the label. Raises `EbmtrajError` for a setting out of its range."""
 
-    latent: int = 10
+    latent: int = 10  # numbers of a code
     draws: int = 16  # of the latent variable, for an image's bound
 
     def __post_init__(self) -> None:

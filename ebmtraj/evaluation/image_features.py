@@ -32,14 +32,14 @@ _TURNS = ("upright", "quarter turn", "half turn", "three quarters")
 class JudgeConfig:
     """How the judge is trained."""
 
-    width: int = 32
-    steps: int = 1500
-    batch: int = 128
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-3
-    dropout: float = 0.3
+    width: int = 32  # channels of the first convolution
+    steps: int = 1500  # of training
+    batch: int = 128  # examples a step
+    learning_rate: float = 2e-3  # at its greatest
+    weight_decay: float = 1e-3  # of the optimiser
+    dropout: float = 0.3  # share of units, in training
     noise: float = 0.05  # on pixels, in training
-    seed: int = 0
+    seed: int = 0  # of all that is drawn
 
 
 class Judge(nn.Module):

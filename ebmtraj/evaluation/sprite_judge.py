@@ -50,7 +50,7 @@ class SpriteJudge(nn.Module):
 
     @torch.no_grad()
     def read(self, pixels: Tensor, batch: int = 1000) -> Reading:
-        """What these pictures show."""
+        """What these pictures `(N, 1, S, S)` show."""
         found = [self(part) for part in pixels.split(batch)]
         numbers = torch.cat([each for _, each in found])
         middle = 0.75 * SIZE_PX * self.side
@@ -172,7 +172,7 @@ class Validity:
         return float(torch.quantile(self.distance(pixels), 0.99))
 
     def facts(self, pixels: Tensor) -> dict[str, float]:
-        """Share of pictures that are as near a render as real sprites are, and whose brightness one explains by 80 %."""
+        """Of pictures `(N, 1, S, S)`, shares as near a render as real sprites are, and of which one explains 80 %."""
         distance = self.distance(pixels)
         explained = (distance <= 0.2**0.5).double().mean()
         return {"valid": float((distance <= self.bar).double().mean()), "one_sprite": float(explained)}

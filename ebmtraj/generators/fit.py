@@ -76,7 +76,10 @@ def _fresh(recipe: GeneratorRecipe, source: EventSource) -> Generator:
 
 
 def events_of(source: EventSource, split: str, recipe: Any, model: Any, device: torch.device) -> Events:
-    """A split in memory; `training.episodes` above 0 takes so many of the training events."""
+    """A split in memory; `training.episodes` above 0 takes so many of the training events.
+
+    Raises `EbmtrajError` where the split has fewer.
+    """
     x, most = source.read(split), recipe.training.episodes if split == "train" else 0
     if len(x) < most:
         raise EbmtrajError(

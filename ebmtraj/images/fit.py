@@ -81,7 +81,10 @@ def train_image(
 def fit_closed(
     recipe: ImageRecipe, path: Path, *, device: str = "auto", resume: bool = False, overwrite: bool = False
 ) -> tuple[Result, ImageRecipe]:
-    """As `train_image`, for a model that is fitted in closed form."""
+    """As `train_image`, for a model that is fitted in closed form.
+
+    Raises `EbmtrajError` where the store is none, or the run exists already.
+    """
     with only_writer(path, "run"):
         return _fit_closed(recipe, path, device, resume, overwrite)
 

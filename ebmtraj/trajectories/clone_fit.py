@@ -24,13 +24,16 @@ from ebmtraj.trajectories.stored import environment_of, open_store, read_trained
 
 @dataclass(frozen=True)
 class CloneRecipe:
-    """All that decides a cloned policy; `config.toml` in the run directory holds exactly this."""
+    """All that decides a cloned policy; `config.toml` in the run directory holds exactly this.
+
+    Raises `EbmtrajError` for an unknown label.
+    """
 
     label: str = "none"  # what it is told beside the present, of `clone.LABELS`
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
-    network: CloneConfig = field(default_factory=CloneConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    network: CloneConfig = field(default_factory=CloneConfig)  # settings of the model
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # how long and how to train
 
     def __post_init__(self) -> None:
         if self.label not in LABELS:

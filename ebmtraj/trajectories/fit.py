@@ -36,7 +36,7 @@ class TransitionRecipe:
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
     stream: bool | Literal["auto"] = "auto"  # read the store while training; auto: where memory would not hold it
     network: dict[str, Any] = field(default_factory=dict)  # settings of the model, see its Config
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # how long and how to train
 
 
 def load_recipe(

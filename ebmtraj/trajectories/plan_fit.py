@@ -24,12 +24,16 @@ from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
 
 @dataclass(frozen=True)
 class PlanRecipe:
-    """All that decides a model that plans; `config.toml` in the run directory holds exactly this."""
+    """All that decides a model that plans; `config.toml` in the run directory holds exactly this.
+
+    Raises `EbmtrajError` for an unknown prior.
+    """
 
     prior: str = "energy"  # a name of `trajectories.window.PRIORS`
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
-    network: WindowConfig = field(default_factory=WindowConfig)
+    network: WindowConfig = field(default_factory=WindowConfig)  # settings of the model
+    # how long and how to train
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=2e-3, constant=0.3))
 
     def __post_init__(self) -> None:

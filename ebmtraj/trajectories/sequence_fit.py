@@ -28,7 +28,8 @@ class SequenceRecipe:
 
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
-    network: SequenceNetwork = field(default_factory=SequenceNetwork)
+    network: SequenceNetwork = field(default_factory=SequenceNetwork)  # settings of the model
+    # how long and how to train
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=15_000, learning_rate=4e-3, constant=0.2))
 
 
