@@ -88,7 +88,7 @@ class WindowIndex:
         return _Runs(rows, rows - self._episodes[low:high], count, np.minimum(ahead, history), self.length)
 
     def single(self, numbers: Indices, history: int = 0) -> _Runs:
-        """The windows with these numbers, ascending, each a run of its own, with the `history` rows before it."""
+        """The windows with these numbers `(n,)`, ascending, each a run of its own, with the `history` rows before it."""
         place = np.searchsorted(self._offsets, numbers, side="right") - 1
         ahead = numbers - self._offsets[place]
         rows = self._rows[place] + ahead
