@@ -148,7 +148,8 @@ class ProcessPool(Pool):
             if self._threads is None:
                 raise CancelledError
             self._started = [each for each in self._started if each.process.is_alive()]
-            self._started.append(worker := _Worker())
+            with ctrl_c_later():  # a process whose beginning is cut off complains with a traceback
+                self._started.append(worker := _Worker())
         return worker
 
     def close(self) -> None:

@@ -125,8 +125,11 @@ def ctrl_c_later() -> Iterator[None]:
 
 
 def holds_anything(folder: Path) -> bool:
-    """Whether there is more in a folder than a lock and what `clear` left when it was killed."""
-    return any(each.name not in (LOCK, CLEARED) for each in folder.iterdir())
+    """Whether there is more in a folder than a lock, and what a kill left of `clear` or of a file that was being written."""
+    return any(
+        each.name not in (LOCK, CLEARED) and not (each.name.startswith(".") and each.name.endswith(".partial"))
+        for each in folder.iterdir()
+    )
 
 
 def clear(folder: Path, *, last: str) -> None:

@@ -116,7 +116,7 @@ ALGORITHMS = {  # modules that implement a paper's algorithm or a cited method, 
 INSIDE = {  # modules that no API page shows, by room: how something is done, promised to nobody
     "": ("locks", "seal"),
     "continual": ("grids", "steps"),
-    "datasets": ("blocks", "bounds", "interchange.target", "moments", "shards", "zarr_files"),
+    "datasets": ("blocks", "bounds", "interchange.described", "interchange.target", "moments", "shards", "zarr_files"),
     "envs": ("physics",),
     "images": ("labels",),
     "samplers": ("adapt", "analytic", "blocks", "checks", "compiled", "kernel", "metropolis_block", "recognise"),

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ebmtraj.continual.learner import Learner, count
 from ebmtraj.continual.steps import DEPTH, WIDTH, StepsConfig, take_steps
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.nets.mlp import MLP
 
@@ -41,8 +42,7 @@ class FineTune(Learner):
 
     def __init__(self, *given: object, **named: object) -> None:
         super().__init__(*given, **named)  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.generator.initial_seed())
+        with weights_from(self.generator.initial_seed()):
             self.net = MLP(self.problem.size, self.problem.answers, width=WIDTH, depth=DEPTH).to(self.device)
 
     def active(self, classes: Sequence[int]) -> list[int]:

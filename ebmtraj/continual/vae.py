@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ebmtraj.continual.learner import ClassScores, count
 from ebmtraj.continual.steps import DEPTH, WIDTH, StepsConfig, take_steps
 from ebmtraj.continual.tasks import Problem
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.nets.mlp import MLP
 
@@ -45,8 +46,7 @@ class ConditionalVAE(ClassScores):
     ) -> None:
         super().__init__(problem, config, seed, device)
         latent = self.config.latent
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with weights_from(seed):
             self.encoder = MLP(problem.size + problem.classes, 2 * latent, width=WIDTH, depth=DEPTH).to(self.device)
             self.decoder = MLP(latent + problem.classes, problem.size, width=WIDTH, depth=DEPTH).to(self.device)
 

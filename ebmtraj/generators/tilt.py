@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ebmtraj.device import weights_from
 from ebmtraj.energies.latent import LatentEnergy, ViewEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.generators.data import EventBatch, Events
@@ -208,8 +209,7 @@ class Tilt(Trainable):
 
 def make_tilt(base: Generator, config: TiltConfig, seed: int = 0) -> Tilt:
     """A fresh tilt of a generator, whose weights are drawn from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with weights_from(seed):
         tilt = Tilt(base, config)
     return tilt.to(base.shift.device)
 

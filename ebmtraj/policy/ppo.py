@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ebmtraj.device import weights_from
 from ebmtraj.envs import hand_cube
 from ebmtraj.envs.trained import (
     AXES,
@@ -199,8 +200,7 @@ def train_residual(
     seeds = np.random.SeedSequence(seed).spawn(2)
     torch_generator = torch.Generator().manual_seed(int(seeds[0].generate_state(1)[0]))
     task = Task(Body(gaits, config.residual, config.speed), config, simulator, starts, np.random.default_rng(seeds[1]))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seeds[0].generate_state(2)[1]))
+    with weights_from(int(seeds[0].generate_state(2)[1])):
         actor = Network((FEATURE_SIZE, *config.hidden, OUTPUT_SIZE), 0.01)
         critic = Network((FEATURE_SIZE + CRITIC_EXTRA, *config.hidden, 1), 1.0)
     log_std = nn.Parameter(torch.full((OUTPUT_SIZE,), config.log_std))

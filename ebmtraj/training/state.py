@@ -118,9 +118,11 @@ def load(
 
     try:
         number = int(header["stage"])
+        current = shares[min(number, len(shares) - 1)]
         for stage in shares[:number]:
-            stage.module.requires_grad_(False)
-        state = begin(model, shares[min(number, len(shares) - 1)], number, config, device)
+            if stage.module is not current.module:
+                stage.module.requires_grad_(False)
+        state = begin(model, current, number, config, device)
         model.load_state_dict(part("model."))
         state.averaged.load_state_dict(part("averaged."))
         state.best, state.step, state.total = part("best."), header["step"], header["total"]

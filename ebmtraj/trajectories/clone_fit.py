@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,11 @@ import torch
 
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.checkpoint import bounded, load_weights
 from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.recipe import settled_recipe
 from ebmtraj.training.run import Kind, train_run
 from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.clone import LABELS, CloneConfig, CloneModel
@@ -44,9 +45,7 @@ def load_clone_recipe(
     path: Path | None, overrides: Sequence[str], given: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> CloneRecipe:
     """Defaults, then the recipe file, then `--set`, then the command's own options, all checked."""
-    usual = recipes.to_plain(dataclasses.asdict(CloneRecipe()))
-    recipe = recipes.from_recipe(CloneRecipe, path, overrides, recipes.merge(usual, defaults or {}))
-    return dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    return settled_recipe(CloneRecipe, path, overrides, given, defaults)
 
 
 def train_clone(
@@ -84,8 +83,7 @@ def load_clone(run: Path, device: torch.device | str = "cpu") -> tuple[CloneMode
 
 def _fresh(recipe: CloneRecipe, store: Store) -> CloneModel:
     """The model before its first step, its weights drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed)
+    with weights_from(recipe.training.seed):
         return CloneModel(
             store.state_fields,
             store.action_fields,
