@@ -251,7 +251,10 @@ def try_one(planting: Planting, work: Path, clean: dict[str, float]) -> dict[str
         row |= {"ended": "recovered" if finite else "not finite", "validation": value, "validation_without": without}
     else:
         lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
-        row |= {"ended": "stopped" if done.code == 2 and len(lines) == 1 else "traceback", "said": done.err.strip()[:300]}
+        row |= {
+            "ended": "stopped" if done.code == 2 and len(lines) == 1 else "traceback",
+            "said": done.err.strip().replace(f"{work}/", "")[:300],
+        }
     return row
 
 
