@@ -14,12 +14,14 @@ import argparse
 import contextlib
 import errno
 import os
+import queue
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,15 @@ def one_command(
     print(f"{scenario.name}: {counts}, {time.monotonic() - began:.0f} s", flush=True)
 
 
+def a_place(folder: Path, stack: contextlib.ExitStack) -> tuple[Bench, Zygote]:
+    """Where one command after the other is tried, and a second process for it."""
+    folder.mkdir()
+    zygote = stack.enter_context(Zygote(folder / "zygote.log"))
+    other = stack.enter_context(Zygote(folder / "other.log"))
+    make_inputs(zygote, folder / "inputs")
+    return Bench(zygote, folder), other
+
+
 def main() -> None:
     """Run, print a line a command, and write with --out; exit code 1 where anything was lost, wrong or unclear."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -157,6 +168,7 @@ def main() -> None:
     parser.add_argument("--kills-only", action="store_true", help="no other fault")
     parser.add_argument("--only", help="commands whose name contains this")
     parser.add_argument("--seed", type=int, default=0, help="of which faults, and when")
+    parser.add_argument("--jobs", type=int, default=1, help="commands at once")
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     options = parser.parse_args()
     if not Path("/proc/self/environ").exists():
@@ -168,17 +180,24 @@ def main() -> None:
         "machine": {**machine(), "load_before": os.getloadavg()[0]},
         "versions": versions(),
     }
-    with tempfile.TemporaryDirectory(prefix="faults-") as root:
-        folder = Path(root)
-        with Zygote(folder / "zygote.log") as zygote, Zygote(folder / "other.log") as other:
-            bench = Bench(zygote, folder)
-            make_inputs(zygote, folder / "inputs")
-            for number, scenario in enumerate(SCENARIOS):
-                if options.only is None or options.only in scenario.name:
-                    one_command(bench, other, scenario, options, random.Random(1000 * options.seed + number), report)
+    chosen = [pair for pair in enumerate(SCENARIOS) if options.only is None or options.only in pair[1].name]
+    with tempfile.TemporaryDirectory(prefix="faults-") as root, contextlib.ExitStack() as stack:
+        places: queue.SimpleQueue[tuple[Bench, Zygote]] = queue.SimpleQueue()
+        for job in range(options.jobs):
+            places.put(a_place(Path(root) / str(job), stack))
+
+        def carry_out(pair: tuple[int, Scenario]) -> None:
+            number, scenario = pair
+            bench, other = places.get()
+            one_command(bench, other, scenario, options, random.Random(1000 * options.seed + number), report)
+            places.put((bench, other))
+
+        with ThreadPoolExecutor(options.jobs) as threads:
+            list(threads.map(carry_out, chosen))
     kinds = ("kills", "disks", "full disk", "signals", "clocks", "second process")
     totals = {kind: report.count(kind) for kind in kinds}
-    found |= {"seconds": time.monotonic() - began, "totals": totals, "bad": report.bad, "commands": report.commands}
+    found |= {"seconds": time.monotonic() - began, "totals": totals, "bad": report.bad}
+    found["commands"] = {scenario.name: report.commands[scenario.name] for _, scenario in chosen}
     print(f"{totals}: {report.bad} lost, wrong or unclear; {found['seconds']:.0f} s")
     if options.out:
         write_json(options.out, found)

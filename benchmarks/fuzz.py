@@ -435,8 +435,9 @@ class Importers(Surface):
         import hostile
 
         from ebmtraj.datasets import dsprites, image_archives
+        from ebmtraj.datasets.interchange.described import Given
         from ebmtraj.datasets.interchange.formats import IMPORTS
-        from ebmtraj.datasets.interchange.source import Given, _Checked
+        from ebmtraj.datasets.interchange.source import _Checked
 
         made = folder / "made"
         made.mkdir(exist_ok=True)

@@ -37,7 +37,8 @@ from numcodecs import blosc
 
 from ebmtraj.datasets.shards import decode_rows
 from ebmtraj.datasets.store import Store
-from ebmtraj.datasets.stream import POOL_SPANS, SPAN_CHUNKS, RandomWindows, StreamedTransitions, WindowIndex
+from ebmtraj.datasets.stream import POOL_SPANS, SPAN_CHUNKS, RandomWindows, StreamedTransitions
+from ebmtraj.datasets.window_index import WindowIndex
 from ebmtraj.datasets.windows import Transitions
 from ebmtraj.runs import machine, versions
 from ebmtraj.trajectories import fit

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Annotated, Any
@@ -147,6 +148,7 @@ def interruptible() -> Iterator[list[int]]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
+        warnings.simplefilter("ignore")  # what is cut off, such as a coroutine of zarr, is no news
         for each in before:
             signal.signal(each, signal.SIG_DFL)
         raise KeyboardInterrupt

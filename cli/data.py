@@ -170,8 +170,8 @@ def import_command(
 
     Example: ebmtraj data import pusht.zarr pusht-store.zarr --format diffusion-policy --control-timestep 0.1
     """
+    from ebmtraj.datasets.interchange.described import Given, read_fields
     from ebmtraj.datasets.interchange.formats import import_store
-    from ebmtraj.datasets.interchange.source import Given, read_fields
     from ebmtraj.envs.registry import describe_vectors
 
     state_fields, action_fields = read_fields(fields) if fields else (None, None)
@@ -238,8 +238,9 @@ def show_command(
 
     target = None if video is None else local_path(video)
     opened = Store.open(store)
-    from ebmtraj.report.card import episode_facts, turning_lines  # slow to import: what is wrong is said before
+    from ebmtraj.report.card import turning_lines  # slow to import: what is wrong is said before
     from ebmtraj.report.film import check_film, film
+    from ebmtraj.report.survey import episode_facts  # slow to import: what is wrong is said before
 
     if target is not None:
         check_film(target)

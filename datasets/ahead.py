@@ -32,7 +32,10 @@ class Windows:
     def __init__(
         self, transitions: Transitions, starts: Tensor, lasts: Tensor, *, actions: int, horizons: tuple[int, ...]
     ) -> None:
-        """`starts` are transition numbers `(N,)`; the episode of window i ends in state row `lasts[i]`."""
+        """`starts` are transition numbers `(N,)`; the episode of window i ends in state row `lasts[i]`, `(N,)`.
+
+        Raises `EbmtrajError` for transitions without actions.
+        """
         if transitions.action is None:
             raise EbmtrajError("windows look at actions; load the transitions with them")
         self.transitions, self.starts, self.lasts = transitions, starts, lasts

@@ -75,20 +75,20 @@ class EpisodeBlock:
 class StoreRecipe:
     """What the content of a store is a function of; a store is resumed only with an equal one."""
 
-    env: str
+    env: str  # the environment's id
     control_timestep: float  # s
-    state_fields: tuple[Field, ...]
-    action_fields: tuple[Field, ...]
+    state_fields: tuple[Field, ...]  # what a state's numbers mean
+    action_fields: tuple[Field, ...]  # and an action's
     policy: Mapping[str, Any]  # as the policy describes itself
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)  # options of the environment
     env_attributes: Mapping[str, Any] = field(default_factory=dict)  # model hash, MuJoCo version, ...
-    action_noise: str = "none beyond the policy's own"
-    seed: int = 0
+    action_noise: str = "none beyond the policy's own"  # the rule by which actions are random beyond the policy
+    seed: int = 0  # from which each episode's own is made
     steps: int | None = None  # limit of an episode's length, where there is one
-    split_seed: int = 0
+    split_seed: int = 0  # of the draw of train, validation and test
 
     def identity(self) -> dict[str, Any]:
-        """The part that goes into the content hash, as plain JSON values."""
+        """The part that goes into the content hash, as plain JSON values; raises `EbmtrajError` where one is none."""
         return _plain(
             {
                 "schema": SCHEMA,
@@ -105,7 +105,7 @@ class StoreRecipe:
         )
 
     def attributes(self) -> dict[str, Any]:
-        """All that a new store's attributes say of its origin."""
+        """All that a new store's attributes say of its origin; raises as `identity`."""
         return {
             **self.identity(),
             "env_attributes": _plain(dict(self.env_attributes)),
@@ -145,7 +145,7 @@ def content_hasher(attributes: Mapping[str, Any]) -> hashlib._Hash:
 
 
 def piece_offsets(sizes: NDArray[Any]) -> Indices:
-    """(n + 1,) where each of n consecutive pieces starts, and the end of the last."""
+    """Where each of n consecutive pieces of sizes `(n,)` starts, and the end of the last, `(n + 1,)`."""
     return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 

@@ -86,7 +86,10 @@ def _download(source: str, file: OfficialFile, folder: Path) -> Path:
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes, gzipped, with so many dimensions; raises `EbmtrajError` where it is not one."""
+    """An IDX file of unsigned bytes, gzipped, with so many dimensions, in the shape of its header.
+
+    Raises `EbmtrajError` where it is not one.
+    """
     try:
         with gzip.open(path) as file:
             head = file.read(4 + 4 * dimensions)
@@ -104,7 +107,10 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def idx_images(source: str, files: Sequence[OfficialFile], classes: tuple[str, ...], root: Path | None = None) -> RawImages:
-    """MNIST's four files: training images and labels, test images and labels (LeCun et al. 1998; Xiao et al. 2017)."""
+    """MNIST's four files: training images and labels, test images and labels (LeCun et al. 1998; Xiao et al. 2017).
+
+    Raises `EbmtrajError` where one is missing or damaged.
+    """
     paths = [find(source, file, root) for file in files]
     parts = []
     for images, labels in (paths[:2], paths[2:]):
@@ -153,7 +159,10 @@ CIFAR100 = CifarLayout("cifar-100-binary", ("train.bin",), "test.bin", "fine_lab
 
 
 def cifar_images(source: str, file: OfficialFile, layout: CifarLayout, root: Path | None = None) -> RawImages:
-    """CIFAR-10 or CIFAR-100, binary version, fine labels (Krizhevsky 2009)."""
+    """CIFAR-10 or CIFAR-100, binary version, fine labels (Krizhevsky 2009).
+
+    Raises `EbmtrajError` where the archive is missing or damaged.
+    """
     path = find(source, file, root)
     members = [f"{layout.folder}/{name}" for name in (*layout.train, layout.test, layout.names)]
     *records, names = read_members(path, members)
@@ -197,7 +206,10 @@ def read_mat(path: Path) -> tuple[NDArray[np.uint8], Indices]:
 
 
 def svhn_images(source: str, files: Sequence[OfficialFile], root: Path | None = None) -> RawImages:
-    """SVHN's cropped digits, train and test (Netzer et al. 2011)."""
+    """SVHN's cropped digits, train and test (Netzer et al. 2011).
+
+    Raises `EbmtrajError` where a file is missing or damaged.
+    """
     paths = [find(source, file, root) for file in files]
     return _joined(source, [(*read_mat(path), path) for path in paths], tuple("0123456789"), files)
 

@@ -52,7 +52,7 @@ def digits(root: Path | None = None) -> RawImages:
 
 
 def hand_frames(root: Path | None = None) -> RawImages:
-    """Frames need a simulator to be rendered, so this source is only ever made by its command; always raises."""
+    """Frames need a simulator to be rendered, so this source is only made by its command; always raises `EbmtrajError`."""
     raise EbmtrajError(
         "hand-frames are rendered from a store of rollouts; make them once: "
         "ebmtraj data images hand-frames --store hand.zarr --out frames.zarr, and give --data frames.zarr"

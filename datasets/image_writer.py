@@ -63,7 +63,7 @@ class RawImages:
 
 
 def check_labels(labels: NDArray[Any], count: int, classes: tuple[str, ...], what: str) -> None:
-    """Raise `EbmtrajError` where there is not one label an image, or one is out of range."""
+    """Raise `EbmtrajError` where labels are not `(count,)`, one an image, or one is out of range."""
     if labels.shape != (count,):
         raise EbmtrajError(f"{what}: {count} images, but labels of shape {labels.shape}; give one label an image")
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
@@ -97,9 +97,10 @@ def write_images(path: str | Path, raw: RawImages, *, overwrite: bool = False) -
     with writing(str(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-            if left.is_dir() and any(left.iterdir()) and not is_held(left):  # of a process that was killed
+            if left.is_dir() and not _may_be_begun(left) and not is_held(left):  # of a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        prefix = f".{target.name}.{os.getpid()}-"
+        made = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.parent))
         try:
             with only_writer(made, "image store"):
                 group = zarr.create_group(str(made), zarr_format=3, overwrite=True)
@@ -111,6 +112,20 @@ def write_images(path: str | Path, raw: RawImages, *, overwrite: bool = False) -
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return ImageStore.open(target)
+
+
+def _may_be_begun(partial: Path) -> bool:
+    """Whether an unfinished store is empty, and so perhaps not locked yet, and the process in its name is alive."""
+    process = partial.name.removesuffix(".partial").rpartition(".")[2].partition("-")[0]
+    if any(partial.iterdir()) or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
 
 
 def check_image_target(path: str | Path, *, overwrite: bool = False) -> Path:

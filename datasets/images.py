@@ -56,6 +56,7 @@ class ImageStore:
     """A reader of an image store."""
 
     def __init__(self, path: str, group: zarr.Group, attributes: Mapping[str, Any]) -> None:
+        """See `open`; raises `EbmtrajError` where attributes are damaged."""
         self.path, self.attributes = path, dict(attributes)
         self._group = group
         try:
@@ -104,7 +105,10 @@ class ImageStore:
         return Images(pixels, labels, index, factors)
 
     def read_raw(self, split: str) -> tuple[NDArray[np.uint8], Indices | None, Indices, Floats | None]:
-        """As `read`, with pixels as stored: whole numbers from 0 to `levels`."""
+        """Pixels `(N, C, H, W)` as stored, whole numbers from 0 to `levels`; labels, indices `(N,)`, factors `(N, F)`.
+
+        Raises `EbmtrajError` for an unknown or empty split, or a damaged array.
+        """
         if split not in SPLITS:
             raise EbmtrajError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
         index = np.flatnonzero(self.array("split") == SPLITS.index(split)).astype(np.int64)
@@ -115,7 +119,7 @@ class ImageStore:
         return self.array("pixels")[index], labels, index, factors
 
     def array(self, name: str) -> NDArray[Any]:
-        """All of one array; raises `EbmtrajError` where it is missing or damaged."""
+        """All of one array, in its shape as stored; raises `EbmtrajError` where it is missing or damaged."""
         array = member_array(self._group, self.path, name)
         refuse_array(f"image store {self.path}: array {name}", array, stored_bytes(Path(self.path), self.path))
         try:
@@ -183,6 +187,7 @@ class FactorStore(ImageStore):
     """An image store whose labels are factors of its images."""
 
     def __init__(self, store: ImageStore, names: tuple[str, ...]) -> None:
+        """Raises `EbmtrajError` for a factor that the store has not, and for none or one named twice."""
         super().__init__(store.path, store._group, store.attributes)
         for name in names:
             if name not in store.factor_names:
@@ -249,7 +254,7 @@ def array_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def content_hash(attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
-    """sha256 of the recipe as JSON, then of each array's name, shape and little-endian bytes."""
+    """sha256 of the recipe as JSON, then of each array's name, shape and little-endian bytes; arrays may have any shape."""
     identity = {key: attributes.get(key) for key in IDENTITY}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode())
     for name in array_names(attributes):

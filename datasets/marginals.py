@@ -24,7 +24,7 @@ class Marginals(nn.Module):
     knots: Tensor  # (D, K), increasing
     levels: Tensor  # (K,), what they are mapped to
     low: Tensor  # (D,), least z that the inverse gives
-    high: Tensor
+    high: Tensor  # (D,), and the greatest
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Marginals(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor, low: Tensor, high: Tensor) -> None:
-        """Take the quantiles of rows `(R, D)` of about unit spread, a sample of rows between `low` and `high` `(D,)`."""
+        """Take the quantiles of `values` `(R, D)` of about unit spread, a sample of rows between `low` and `high` `(D,)`."""
         levels = self.levels.double()
         ordered = values.double().sort(dim=0).values
         place = torch.special.ndtr(levels) * len(ordered) - 0.5  # row i of R stands for the quantile (i + 0.5) / R
@@ -83,7 +83,7 @@ class Marginals(nn.Module):
         return self.levels[i] + (z - low) / (high - low) * (self.levels[i + 1] - self.levels[i])
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The inverse of the map, kept to the range seen, widened by a tenth of it on either side."""
+        """The inverse of the map, `(..., D)`, kept to the range seen, widened by a tenth of it on either side."""
         i = (torch.bucketize(y.contiguous(), self.levels, right=True) - 1).clamp(0, len(self.levels) - 2)
         low, high = self._ends(i)
         z = low + (y - self.levels[i]) / (self.levels[i + 1] - self.levels[i]) * (high - low)

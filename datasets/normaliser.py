@@ -35,18 +35,18 @@ class Normaliser(nn.Module):
     travel with the weights.
     """
 
-    unbounded: Tensor
-    state_mean: Tensor
-    state_scale: Tensor
-    state_low: Tensor
-    state_high: Tensor
-    feature_mean: Tensor
-    feature_scale: Tensor
-    action_mean: Tensor
-    action_scale: Tensor
-    delta_mean: Tensor
-    delta_matrix: Tensor
-    delta_inverse: Tensor
+    unbounded: Tensor  # (S,) whether an entry has no range to keep to
+    state_mean: Tensor  # (S,), in the states' units, as the next three
+    state_scale: Tensor  # (S,) standard deviation
+    state_low: Tensor  # (S,)
+    state_high: Tensor  # (S,)
+    feature_mean: Tensor  # (F,) of what networks see of a state
+    feature_scale: Tensor  # (F,)
+    action_mean: Tensor  # (A,)
+    action_scale: Tensor  # (A,)
+    delta_mean: Tensor  # (D,) of increments
+    delta_matrix: Tensor  # (D, D) brings increments to unit spread
+    delta_inverse: Tensor  # (D, D) and back; 0 where nothing ever moved
 
     def __init__(
         self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, rotation: Rotation = "world"
@@ -153,11 +153,11 @@ class Normaliser(nn.Module):
         return self.increments.apply(state, self.marginals.inverse(z) @ self.delta_inverse + self.delta_mean)
 
     def clamp(self, state: Tensor) -> Tensor:
-        """Keep a state where training data can be: within their range, widened by a tenth of it on either side, and within
-        the fields' limits. Quaternions come out unit, and angles that turn without end are left alone.
+        """Keep a state `(..., S)` where training data can be: within their range, widened by a tenth of it, and the limits.
 
-        Limits are kept to 0.9 % of their range, unless more than one in 1,000 training states passes them by more, as with
-        MuJoCo's soft limits under strong motors: then to the furthest that the training data go.
+        The limits are the fields'. Quaternions come out unit, and angles that turn without end are left alone. Limits are
+        kept to 0.9 % of their range, unless more than one in 1,000 training states passes them by more, as with MuJoCo's
+        soft limits under strong motors: then to the furthest that the training data go.
         """
         bounded = torch.minimum(torch.maximum(state, self.state_low), self.state_high)
         return self.increments.project(torch.where(self.unbounded, state, bounded))

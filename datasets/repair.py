@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebmtraj.datasets.blocks import EpisodeBlock, Indices, content_hasher
-from ebmtraj.datasets.interchange.source import Progress, recipe_of, refuse_target, write_store
+from ebmtraj.datasets.interchange.described import recipe_of
+from ebmtraj.datasets.interchange.source import Progress, refuse_target, write_store
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.verify import verify
 from ebmtraj.datasets.zarr_files import as_url, member_array, open_group

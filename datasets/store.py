@@ -51,6 +51,7 @@ class Store:
     """A reader of committed episodes."""
 
     def __init__(self, path: str, group: zarr.Group, attributes: dict[str, Any]) -> None:
+        """See `open`; raises `EbmtrajError` where attributes are damaged."""
         self.path = path
         self.attributes = attributes
         self._group = group
@@ -118,7 +119,7 @@ class Store:
 
     @cached_property
     def lengths(self) -> Indices:
-        """(E,) number of actions an episode."""
+        """(E,) number of actions an episode; raises `EbmtrajError` where the array is damaged or of another version."""
         lengths = self.episode_array("length")
         if self._sealed and not self.attributes.get("replacing"):
             array = self._array("episode/length")
@@ -157,7 +158,10 @@ class Store:
         return episode_splits(self.episodes, self._split_seed)
 
     def split(self, name: str) -> Indices:
-        """Indices of the episodes of "train", "validation" or "test", ascending."""
+        """Indices `(n,)` of the episodes of "train", "validation" or "test", ascending.
+
+        Raises `EbmtrajError` for another name.
+        """
         if name not in SPLITS:
             raise EbmtrajError(f"unknown split {name!r}; use one of {', '.join(SPLITS)}")
         return np.flatnonzero(self.splits == SPLITS.index(name)).astype(np.int64)
@@ -228,7 +232,10 @@ class Store:
         return self.row_range(name, int(offsets[first]), int(offsets[last]), check=check)
 
     def row_range(self, name: str, start: int, stop: int, *, check: bool = True) -> Floats:
-        """Rows `start` to `stop` - 1 of "state" or "action", whatever their episodes; raises and checks as `read_block`."""
+        """Rows `start` to `stop` - 1 of "state" or "action", whatever their episodes, `(stop - start, size)`.
+
+        Raises `EbmtrajError` for a damaged or missing shard and, unless `check` is false, for a number that is not finite.
+        """
         rows: Floats = self._read(name, start, stop)
         if check:
             for low in range(0, len(rows), SHARD_ROWS):
@@ -242,7 +249,7 @@ class Store:
         return Store(self.path, self._group, {key: value for key, value in self.attributes.items() if key != "seal"})
 
     def chunk_rows(self, name: str) -> int:
-        """How many rows of "state" or "action" are decoded together."""
+        """How many rows of "state" or "action" are decoded together; raises `EbmtrajError` where the array is missing."""
         return int(self._array(name).chunks[0])
 
     def episode_array(self, name: str) -> NDArray[Any]:

@@ -53,7 +53,7 @@ class Toy(abc.ABC):
         return float((self.distance(as_points(points)) <= (self.reach if reach is None else reach) * self.sigma).mean())
 
     def modes_hit(self, points: ArrayLike, reach: float | None = None) -> int:
-        """How many modes have at least one point (N, 2) within `reach` sigma."""
+        """How many modes have at least one point (N, 2) within `reach` sigma; raises `EbmtrajError` where none are known."""
         if self.modes is None:
             raise EbmtrajError(f"toy {self.name} has no modes that could be counted")
         distance = np.linalg.norm(as_points(points)[:, None] - self.modes, axis=-1)

@@ -64,7 +64,7 @@ class Past:
         return Past(torch.cat((front.state, self.state), 1), action, torch.cat((front.valid, self.valid), 1))
 
     def rows(self, index: Tensor | slice) -> Past:
-        """Those elements of the batch."""
+        """Those elements of the batch, at indices `(n,)`."""
         return Past(self.state[index], None if self.action is None else self.action[index], self.valid[index])
 
 
@@ -230,7 +230,7 @@ class Transitions:
 
 
 def spread_index(data: TransitionData, most: int) -> Tensor:
-    """At most `most` transition numbers, evenly spread over the data."""
+    """At most `most` transition numbers, evenly spread over the data, `(n,)`."""
     fine = torch.float64 if len(data) > 2**24 else torch.float32  # float32 counts no further
     return torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.device, dtype=fine).long()
 

@@ -178,7 +178,10 @@ class StoreWriter:
         self._state_rows, self._action_rows = committed["state_rows"], committed["action_rows"]
 
     def finish(self) -> Store:
-        """Trim the arrays, add statistics, split counts and content hash, and mark the store as complete."""
+        """Trim the arrays, add statistics, split counts and content hash, and mark the store as complete.
+
+        Raises `EbmtrajError` for a store without episodes, and where it can't be written.
+        """
         if self.episodes == 0:
             raise EbmtrajError(f"store {self.path} holds no episodes; append some before finishing it")
         drop_partial_files(self.path)

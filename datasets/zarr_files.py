@@ -78,7 +78,7 @@ def known_scheme(path: str | Path) -> None:
 
 
 def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group | None:
-    """The zarr group at `url`; None where there is none."""
+    """The zarr group at `url`; None where there is none. Raises `EbmtrajError` where it can't be opened."""
     if _is_local(url) and Path(url).exists() and not Path(url).is_dir():
         raise EbmtrajError(f"{url} is a file, not a trajectory store; check the path")
     try:
@@ -92,7 +92,7 @@ def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group | None:
 
 
 def occupied(url: str) -> bool:
-    """Whether anything stands at `url`."""
+    """Whether anything stands at `url`; raises `EbmtrajError` where that can't be seen."""
     try:
         if _is_local(url):
             here = Path(url)
@@ -174,7 +174,7 @@ def member_array(group: zarr.Group, url: str, name: str) -> zarr.Array[Any]:
 
 @contextlib.contextmanager
 def writing(url: str) -> Iterator[None]:
-    """Turn whatever zarr or the file system raises into one line, and let Ctrl-C wait until the write is through."""
+    """Turn whatever zarr or the file system raises into one `EbmtrajError`, and let Ctrl-C wait for the write's end."""
     try:
         with ctrl_c_later():  # zarr's pending tasks complain when they are left behind
             yield

@@ -37,16 +37,19 @@ REPLAY_TOLERANCE = 1e-3  # this closely: another processor may round otherwise, 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What to simulate; `episodes`, `workers`, `backend`, `address` and `block_episodes` do not change an episode."""
+    """What to simulate; `episodes`, `workers`, `backend`, `address` and `block_episodes` do not change an episode.
 
-    env: str = "hand-cube"
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    Raises `EbmtrajError` for a number out of its range.
+    """
+
+    env: str = "hand-cube"  # a name of `envs.registry`, any Gymnasium id, or module:id
+    env_kwargs: dict[str, Any] = field(default_factory=dict)  # options of the environment
     state: StateChoice = "auto"  # of a MuJoCo robot: physics (typed joint states) or observation; auto: physics
     episodes: int = 1000
     steps: int = 100  # limit of an episode's length
-    seed: int = 0
-    policy: str = "random"
-    policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0  # from which each episode's own is made
+    policy: str = "random"  # a name of `envs.policies`, or module:function
+    policy_kwargs: dict[str, Any] = field(default_factory=dict)  # options of the policy
     workers: int = 1  # processes; 1 simulates in this one, 0 takes all cores (of the cluster, with Ray)
     backend: Backend = "local"  # processes of this machine, or a Ray cluster
     address: str | None = None  # of a running Ray cluster; "auto" for the one that this machine belongs to
@@ -148,7 +151,8 @@ def _collect(
 def simulate_block(config: CollectConfig, block: tuple[int, int]) -> EpisodeBlock:
     """Simulate the episodes from the first of `block` up to, not with, its second side by side; a pure function.
 
-    An episode ends at the step limit or with the state in which the environment terminates.
+    An episode ends at the step limit or with the state in which the environment terminates. Raises `EbmtrajError` where
+    environment or policy can't be made, or give what a store can't hold.
     """
     env, policy = _made(config)
     seeds = [episode_seed(config.seed, episode) for episode in range(*block)]
@@ -308,7 +312,8 @@ def _another(store: Store) -> str:
 def open_loop_rate(config: CollectConfig, steps: int, block: tuple[int, int]) -> float | None:
     """Steps a second of the simulator alone, given the actions of a block's first `steps` steps beforehand.
 
-    None where the environment can't run without coming back to Python.
+    None where the environment can't run without coming back to Python. Raises `EbmtrajError` where environment or policy
+    can't be made.
     """
     env, policy = _made(config)
     if not isinstance(env, HandCubeBatch):

@@ -38,7 +38,10 @@ def to_toml(config: Any) -> str:
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """Turn `["training.seconds=60", "model.width=256"]` into a nested mapping; values are read as TOML, else as text."""
+    """Turn `["training.seconds=60", "model.width=256"]` into a nested mapping; values are read as TOML, else as text.
+
+    Raises `EbmtrajError` for what is not key=value, and for a key set beside one below it.
+    """
     tree: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

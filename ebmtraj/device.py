@@ -87,3 +87,11 @@ def free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         free.append(torch.cuda.mem_get_info(device)[0])
     return min(free)
+
+
+@contextlib.contextmanager
+def weights_from(seed: int) -> Iterator[None]:
+    """Draw a network's first weights from a seed, and leave the global generator of the CPU as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -22,7 +22,10 @@ DEGREES = ("deg", "degree", "degrees", "°")
 
 @dataclass(frozen=True)
 class Coupling:
-    """A weighted sum of a field's entries that the simulator limits, such as the length of a tendon over two joints."""
+    """A weighted sum of a field's entries that the simulator limits, such as the length of a tendon over two joints.
+
+    Raises `EbmtrajError` where names, entries and weights do not go together.
+    """
 
     name: str
     entries: tuple[int, ...]
@@ -48,11 +51,12 @@ class Coupling:
 class Field:
     """A named slice of a state or action vector.
 
-    `kind` decides how two successive values are compared: `plain` and `position` (metres) by difference, `angle`
-    (radians) by difference wrapped to [-pi, pi), `quaternion` (w, x, y, z; size 4) by the world-frame rotation between.
-    `low` and `high` are hard limits of the simulator, one number an entry, where there are any; an entry without one has
-    -inf or inf there (null in JSON). `couplings` say which sums of entries matter by themselves, and `symmetry` that the
-    body whose orientation a quaternion gives looks and moves alike in several poses: a cube in 24.
+    `kind` decides how two successive values are compared: `plain` and `position` (metres) by difference, `angle` (radians)
+    by difference wrapped to [-pi, pi), `quaternion` (w, x, y, z; size 4) by the world-frame rotation between. `low` and
+    `high` are hard limits of the simulator, one number an entry, where there are any; an entry without one has -inf or inf
+    there (null in JSON). `couplings` say which sums of entries matter by themselves, and `symmetry` that the body whose
+    orientation a quaternion gives looks and moves alike in several poses: a cube in 24. Raises `EbmtrajError` for an unknown
+    kind, for sizes that disagree, and for an angle in degrees.
     """
 
     name: str

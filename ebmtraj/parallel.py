@@ -102,7 +102,10 @@ class ProcessPool(Pool):
         self._lock = threading.Lock()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], name: Name = repr) -> Iterator[Result]:
-        """As `Pool.map`; only the worker that has died starts anew."""
+        """As `Pool.map`; only the worker that has died starts anew.
+
+        Raises `CancelledError` where the pool is closed meanwhile.
+        """
         waiting = deque(items)
         flying: deque[Future[Result]] = deque()
         try:
@@ -145,7 +148,8 @@ class ProcessPool(Pool):
             if self._threads is None:
                 raise CancelledError
             self._started = [each for each in self._started if each.process.is_alive()]
-            self._started.append(worker := _Worker())
+            with ctrl_c_later():  # a process whose beginning is cut off complains with a traceback
+                self._started.append(worker := _Worker())
         return worker
 
     def close(self) -> None:
@@ -262,6 +266,7 @@ class RayPool(Pool):
     """A Ray cluster, or Ray on this machine alone where no address is given."""
 
     def __init__(self, workers: int = 0, address: str | None = None) -> None:
+        """Raises `EbmtrajError` where ray is missing, the cluster can't be reached or has no CPU to give."""
         self._ray = _import_ray(alone=address is None)
         self._ours = not self._ray.is_initialized()  # a notebook may have connected already
         if self._ours:

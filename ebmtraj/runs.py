@@ -125,14 +125,18 @@ def ctrl_c_later() -> Iterator[None]:
 
 
 def holds_anything(folder: Path) -> bool:
-    """Whether there is more in a folder than a lock and what `clear` left when it was killed."""
-    return any(each.name not in (LOCK, CLEARED) for each in folder.iterdir())
+    """Whether there is more in a folder than a lock, and what a kill left of `clear` or of a file that was being written."""
+    return any(
+        each.name not in (LOCK, CLEARED) and not (each.name.startswith(".") and each.name.endswith(".partial"))
+        for each in folder.iterdir()
+    )
 
 
 def clear(folder: Path, *, last: str) -> None:
     """Empty a folder but for its lock: killed at any moment, it holds whole parts, and the file `last` until no other.
 
-    What is cleared is first moved out of the way, so that no half of it is taken for the whole.
+    What is cleared is first moved out of the way, so that no half of it is taken for the whole. Raises `EbmtrajError` where
+    rights are missing.
     """
     gone = folder / CLEARED
     try:
@@ -248,7 +252,10 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path | None, keep: int | None = None) -> None:
-        """`keep`: how many rows of an existing file still hold; without a path, nothing is written."""
+        """`keep`: how many rows of an existing file still hold; without a path, nothing is written.
+
+        Raises `EbmtrajError` where the file lacks rows that hold, or can't be written.
+        """
         self.rows, self._file = 0, None
         if path is None:
             return
@@ -267,7 +274,10 @@ class MetricsWriter:
             raise EbmtrajError(f"can't write {path}: {error.strerror or error}") from None
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row and hand it to the system, so that a reader sees it at once."""
+        """Append one row and hand it to the system, so that a reader sees it at once.
+
+        Raises `EbmtrajError` where it can't be written.
+        """
         if self._file is None:
             return
         try:

@@ -28,7 +28,7 @@ def of_recipe(recipe: Mapping[str, Any]) -> str:
 
 
 def of_arrays(arrays: Iterable[tuple[str, NDArray[Any]]], text: str = "") -> str:
-    """sha256 of a text and of arrays by name: type, shape and bytes of each, in the order given."""
+    """sha256 of a text and of arrays of any shape by name: type, shape and bytes of each, in the order given."""
     digest = hashlib.sha256(text.encode())
     for name, values in arrays:
         digest.update(f"|{name} {values.dtype.str} {values.shape}|".encode())

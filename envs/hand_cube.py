@@ -177,7 +177,7 @@ def action_fields() -> tuple[Field, ...]:
 
 
 def checked_actions(actions: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The actions as float32, which is what a store keeps.
+    """The actions as float32 of this `shape`, such as `(B, 20)`, which is what a store keeps.
 
     Raises `EbmtrajError` on a wrong shape, NaN or values outside [-1, 1].
     """
@@ -263,6 +263,7 @@ class HandCubeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 (Gymnasium's own form)
 
     def __init__(self, render_mode: str | None = None, width: int = 256, height: int = 256) -> None:
+        """Pictures of `width` x `height` pixels; raises `EbmtrajError` for an unknown `render_mode`."""
         if render_mode not in (None, "rgb_array"):
             raise EbmtrajError(f"hand-cube: unknown render_mode {render_mode!r}; use 'rgb_array' or None")
         self.render_mode = render_mode
@@ -285,7 +286,10 @@ class HandCubeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Draw and settle a new start; see `draw_start`."""
+        """Draw and settle a new start; see `draw_start`.
+
+        Returns the state `(31,)`, float32, and what `step` returns beside it.
+        """
         super().reset(seed=seed, options=options)
         for _ in range(MAX_START_TRIES):
             physics, control = draw_start(self.model, self.np_random)

@@ -37,6 +37,7 @@ class ParticleEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     dt = TIMESTEP
 
     def __init__(self, control: Control = "velocity", obstacles: bool | Sequence[Sequence[float]] = False) -> None:
+        """Raises `EbmtrajError` for an unknown control, and for obstacles that are no discs."""
         if control not in CONTROLS:
             raise EbmtrajError(f"particle: unknown control {control!r}; use one of {', '.join(CONTROLS)}")
         self.control = control
@@ -52,14 +53,17 @@ class ParticleEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Draw a start at rest and a goal, both outside the obstacles."""
+        """Draw a start at rest and a goal, both outside the obstacles; raises `EbmtrajError` where these leave no room.
+
+        Returns the state, float32, `(4,)` of position (m) and goal (m), or `(6,)` with the velocity (m/s) between them.
+        """
         super().reset(seed=seed, options=options)
         self.position, self.goal = self._draw(), self._draw()
         self.velocity, self.blocked = np.zeros(2), False
         return self._observe()
 
     def step(self, action: ArrayLike) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Move for 50 ms; raises `EbmtrajError` on a wrong shape, NaN or values outside [-1, 1]."""
+        """Move by an action (2,) for 50 ms; raises `EbmtrajError` on a wrong shape, NaN or values outside [-1, 1]."""
         given = np.asarray(action, dtype=np.float64)
         if given.shape != (2,) or not (np.abs(given) <= 1.0).all():  # NaN fails this too
             raise EbmtrajError(f"particle: an action is 2 numbers in [-1, 1], not {given.tolist()}; clip it first")

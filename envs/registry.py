@@ -8,7 +8,8 @@ from typing import Any
 
 import gymnasium
 
-from ebmtraj.envs.batch import STATE_CHOICES, BatchEnv, GymBatch, HandCubeBatch, StateChoice
+from ebmtraj.envs.batch import STATE_CHOICES, BatchEnv, HandCubeBatch, StateChoice
+from ebmtraj.envs.gym_batch import GymBatch
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Described, total_size
 

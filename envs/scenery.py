@@ -59,11 +59,11 @@ class Scenery(abc.ABC):
         return (*GHOST_COLOUR, GHOST_OPACITY)
 
     def turning(self) -> tuple[NDArray[np.float64], float] | None:
-        """Where a body that a task turns now is, and how large a ring around it is (m)."""
+        """Where a body that a task turns now is, `(3,)` (m), and how large a ring around it is (m)."""
         return None
 
     def show_goal(self, scene: mujoco.MjvScene, orientation: NDArray[np.float64]) -> None:
-        """Show how a body that a task turns is to stand."""
+        """Show how a body that a task turns is to stand, as a quaternion (w, x, y, z), `(4,)`."""
         return
 
     def decorate(self, scene: mujoco.MjvScene, overlay: Overlay) -> None:
@@ -90,7 +90,7 @@ class Scenery(abc.ABC):
                 geom.rgba[:3] = found[:3]
 
     def view(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Which way the camera looks, and what is up in the picture."""
+        """Which way the camera looks, and what is up in the picture: unit vectors `(3,)`."""
         around, above = np.radians([self.camera.azimuth, self.camera.elevation])
         side = np.array([np.sin(around), -np.cos(around), 0.0])
         forward = np.array([np.cos(above) * np.cos(around), np.cos(above) * np.sin(around), np.sin(above)])

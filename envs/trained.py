@@ -44,7 +44,7 @@ _CUBE_CENTRE = np.array([1.0, 0.87, 0.17])  # metres
 
 
 def quantise(values: Array, bits: int, limit: float) -> Array:
-    """Values within +-`limit`, rounded to `bits` binary places."""
+    """Values of any shape, within +-`limit`, rounded to `bits` binary places."""
     return np.rint(np.clip(values, -limit, limit) * 2.0**bits) * 2.0**-bits
 
 
@@ -59,7 +59,7 @@ class Memory:
 
     axis: NDArray[np.int64]  # (B,) index into AXES: the command
     cosine: Array  # (B,) of the gait's phase
-    sine: Array
+    sine: Array  # (B,)
     output: Array  # (B, 21) the network's last output, within +-1
     previous: Array  # (B, 31) the last state; equal to the first one at the start
 
@@ -71,7 +71,7 @@ class Memory:
         return cls(axis.copy(), cosine, sine, zeros, states.astype(np.float64))
 
     def put(self, rows: NDArray[Any], other: Memory) -> None:
-        """Overwrite some rows with those of another memory."""
+        """Overwrite rows `(n,)` with those of another memory of n episodes."""
         for name in ("axis", "cosine", "sine", "output", "previous"):
             getattr(self, name)[rows] = getattr(other, name)
 
@@ -114,7 +114,10 @@ class Body:
         return quantise(features, FEATURE_BITS, 8.0), base
 
     def act(self, states: NDArray[Any], base: Array, output: Array, memory: Memory) -> NDArray[np.float32]:
-        """Joint targets (B, 20) of the gait's targets and the network's output (B, 21); advances the memory."""
+        """Joint targets (B, 20) of the gait's targets `base` and the network's `output` (B, 21); advances the memory.
+
+        The present `states` (B, 31) become its last ones.
+        """
         output = np.clip(output, -1.0, 1.0)
         actions = np.clip(base + self.residual * output[:, :N_ACTIONS], -1.0, 1.0).astype(np.float32)
         angle = gait_omega(self.gaits)[memory.axis] * (1.0 + self.speed * output[:, -1])
@@ -128,7 +131,10 @@ FEATURE_SIZE = 24 + 24 + 3 + 3 + 3 + 9 + OUTPUT_SIZE + N_ACTIONS + 18 + 2
 
 
 def bend(x: Array) -> Array:
-    """The hidden units' function: x above zero, x / (1 - x) below; smooth like ELU, and the same on every machine."""
+    """The hidden units' function, elementwise, of any shape: x above zero, x / (1 - x) below.
+
+    Smooth like ELU, and the same on every machine.
+    """
     return np.where(x > 0.0, x, x / (1.0 + np.abs(x)))
 
 
@@ -228,7 +234,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, body: Body, layers: Sequence[tuple[Array, Array]], recipe: Mapping[str, Any]) -> None:
-    """Write gaits, network and recipe as one safetensors file; killed at any moment, it is the old one or the new one."""
+    """Write gaits, network and recipe as one safetensors file; killed at any moment, it is the old one or the new one.
+
+    `layers` are weight `(in, out)` and bias `(out,)` of each.
+    """
     header = {"format": FORMAT, "version": VERSION, "kind": KIND, "residual": body.residual, "speed": body.speed}
     tensors = {"gaits": np.ascontiguousarray(body.gaits, dtype=np.float64)}
     for i, (weight, bias) in enumerate(layers):

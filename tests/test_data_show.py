@@ -21,7 +21,8 @@ from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.envs.render import Renderer
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field
-from ebmtraj.report.card import data_card, episode_facts, survey
+from ebmtraj.report.card import data_card
+from ebmtraj.report.survey import episode_facts, survey
 
 RATES = np.array([0.0, 0.3, -1.0, 0.7, 0.1, 0.2, 2.5, 0.4])  # rad a step about z: one turns further than half round a step
 LENGTHS = np.array([12, 9, 30, 1, 40, 40, 12, 40])

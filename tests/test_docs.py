@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -153,4 +154,28 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "site" / "api" / "samplers.html").read_text(encoding="utf-8")
     assert "ebmtraj.samplers.langevin" in page
+    assert "<p>lambda of paper 000, equation 1</p>" in page  # what is said beside a field
+    assert "<p><code>(B,)</code> at the last state</p>" in page
     assert not re.search(r'(?:src|href)="https?://(?!squidfunk)', page)  # nothing is fetched from elsewhere
+    assert broken_links(tmp_path / "site") == []
+
+
+def broken_links(site: Path) -> list[str]:
+    """Links between built pages, and to their parts, that lead nowhere; 404.html's start where the site will be served."""
+    pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html") if page.name != "404.html"}
+    parts = {page: set(re.findall(r'\sid="([^"]+)"', text)) for page, text in pages.items()}
+    broken = []
+    for page, text in pages.items():
+        for link in re.findall(r'\s(?:href|src)="(?!\w+:)([^"]*)"', text):
+            path, _, part = unquote(link).partition("#")
+            there = Path(os.path.normpath(page.parent / path.partition("?")[0])) if path else page
+            there = there / "index.html" if there.is_dir() else there
+            if not there.exists() or (part and there in parts and part not in parts[there]):
+                broken.append(f"{page.name}: {link}")
+    return broken
+
+
+def test_a_broken_link_of_the_site_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<h1 id="one"></h1><a href="#one"></a><a href="b.html#two"></a><a href="c.html"></a>')
+    (tmp_path / "b.html").write_text('<a href="a.html#one"></a><img src="https://x.org/y.png">')
+    assert broken_links(tmp_path) == ["a.html: b.html#two", "a.html: c.html"]

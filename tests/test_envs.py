@@ -9,7 +9,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from ebmtraj.envs import hand_cube
-from ebmtraj.envs.batch import GymBatch, HandCubeBatch
+from ebmtraj.envs.batch import HandCubeBatch
+from ebmtraj.envs.gym_batch import GymBatch
 from ebmtraj.envs.hand_cube import HandCubeEnv
 from ebmtraj.envs.policies import POLICIES, RandomPolicy, make_policy
 from ebmtraj.envs.registry import HAND_CUBE_ID, make_batch, register

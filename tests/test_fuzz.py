@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ebmtraj.config import parse_overrides, read_toml
-from ebmtraj.datasets.interchange.source import carried_values
+from ebmtraj.datasets.interchange.described import carried_values
 from ebmtraj.energies.expression import parse
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json

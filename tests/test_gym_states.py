@@ -20,7 +20,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from ebmtraj.collect import CollectConfig, collect, resimulate
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.verify import verify
-from ebmtraj.envs.batch import GymBatch
+from ebmtraj.envs.gym_batch import GymBatch
 from ebmtraj.envs.joints import JointStates
 from ebmtraj.envs.registry import make_batch
 from ebmtraj.errors import EbmtrajError

@@ -21,8 +21,8 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from ebmtraj.datasets.blocks import SPLITS, EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.interchange import lerobot as lerobot_module
 from ebmtraj.datasets.interchange import source as source_module
+from ebmtraj.datasets.interchange.described import Given, recipe_of
 from ebmtraj.datasets.interchange.formats import EXPORTS, IMPORTS, export_store, import_store
-from ebmtraj.datasets.interchange.source import Given, recipe_of
 from ebmtraj.datasets.interchange.stores import merge_stores, split_store
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.verify import verify

@@ -29,7 +29,8 @@ from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.normaliser import Normaliser
 from ebmtraj.datasets.shards import decode_rows
 from ebmtraj.datasets.store import Store
-from ebmtraj.datasets.stream import RandomWindows, StreamedTransitions, WindowIndex
+from ebmtraj.datasets.stream import RandomWindows, StreamedTransitions
+from ebmtraj.datasets.window_index import WindowIndex
 from ebmtraj.datasets.windows import Transitions
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field

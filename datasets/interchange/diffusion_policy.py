@@ -15,7 +15,8 @@ import zarr
 from numpy.typing import NDArray
 
 from ebmtraj.datasets.bounds import refuse_array, stored_bytes
-from ebmtraj.datasets.interchange.source import BLOCK_ROWS, Given, RawEpisode, Source, described
+from ebmtraj.datasets.interchange.described import Given, described
+from ebmtraj.datasets.interchange.source import BLOCK_ROWS, RawEpisode, Source
 from ebmtraj.datasets.zarr_files import known_scheme, plain
 from ebmtraj.errors import EbmtrajError
 

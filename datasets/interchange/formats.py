@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ebmtraj.datasets.interchange.described import Given
 from ebmtraj.datasets.interchange.diffusion_policy import DiffusionPolicySource
 from ebmtraj.datasets.interchange.lerobot import export_lerobot
 from ebmtraj.datasets.interchange.minari import MinariSource, export_minari
 from ebmtraj.datasets.interchange.npz import NpzSource, export_npz
-from ebmtraj.datasets.interchange.source import Given, Progress, Source, Transferred, import_source, refuse_target
+from ebmtraj.datasets.interchange.source import Progress, Source, Transferred, import_source, refuse_target
 from ebmtraj.datasets.interchange.target import Exported, local_path
 from ebmtraj.errors import EbmtrajError
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebmtraj.datasets.blocks import SPLITS, EpisodeBlock
-from ebmtraj.datasets.interchange.source import Progress, carried, entry_name, finished, require
+from ebmtraj.datasets.interchange.described import carried
+from ebmtraj.datasets.interchange.source import Progress, entry_name, finished, require
 from ebmtraj.datasets.interchange.target import Exported, refuse, replacing
 from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError

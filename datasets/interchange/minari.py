@@ -16,15 +16,12 @@ import numpy as np
 from gymnasium import spaces
 
 from ebmtraj.datasets.bounds import refuse_bomb
+from ebmtraj.datasets.interchange.described import Given, carried, carried_values, described
 from ebmtraj.datasets.interchange.source import (
     CARRIED,
-    Given,
     Progress,
     RawEpisode,
     Source,
-    carried,
-    carried_values,
-    described,
     entry_name,
     finished,
     local_source,

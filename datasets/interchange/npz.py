@@ -19,18 +19,8 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from ebmtraj.datasets.bounds import TEXT, refuse_bomb
-from ebmtraj.datasets.interchange.source import (
-    CARRIED,
-    Given,
-    Progress,
-    RawEpisode,
-    Source,
-    carried,
-    carried_values,
-    described,
-    finished,
-    local_source,
-)
+from ebmtraj.datasets.interchange.described import Given, carried, carried_values, described
+from ebmtraj.datasets.interchange.source import CARRIED, Progress, RawEpisode, Source, finished, local_source
 from ebmtraj.datasets.interchange.target import Exported, refuse, replacing
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import total_size

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebmtraj.datasets.blocks import SPLITS, EpisodeBlock, StoreRecipe
+from ebmtraj.datasets.interchange.described import recipe_of
 from ebmtraj.datasets.interchange.source import (
     Progress,
     Transferred,
     finished,
     pick,
-    recipe_of,
     refuse_target,
     transferred,
     write_store,

@@ -58,15 +58,16 @@ class EnergyOf(nn.Module):
 
 @dataclass(frozen=True)
 class ContrastiveConfig(StepsConfig):
-    """Contrastive divergence on the present task's classes."""
+    """Contrastive divergence on the present task's classes. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 100
     learning_rate: float = 3e-4
-    beta1: float = 0.0
+    beta1: float = 0.0  # of Adam
     decay: bool = False
     alpha: float = 1.0  # of the squared energies
-    buffer: int = 1000
+    buffer: int = 1000  # replay buffer, in samples
     fresh: float = 0.05  # share of chains that start from noise
+    # of the negatives
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=10, step_size=0.1, noise=0.005))
     gate_spread: float = 0.5  # of the gates where they start
     gated: int = 2  # layers with gates
@@ -163,8 +164,8 @@ class MaskedContrastive(GatedEBM):
 class LabelConfig(StepsConfig):
     """Contrast between the right label and wrong ones."""
 
-    gate_spread: float = 0.5
-    gated: int = 1
+    gate_spread: float = 0.5  # of the gates where they start
+    gated: int = 1  # layers with gates
 
 
 class LabelContrast(ClassScores):

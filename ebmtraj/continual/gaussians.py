@@ -52,7 +52,7 @@ class NearestMean(ClassScores):
 
 @dataclass(frozen=True)
 class GaussianConfig:
-    """A Gaussian a class."""
+    """A Gaussian a class. Raises `EbmtrajError` for a setting out of its range."""
 
     ridge: float = 0.03  # added to each pixel's variance, in squares of the pixels' spread
 
@@ -124,14 +124,14 @@ class Bases:
 
 @dataclass(frozen=True)
 class TiltConfig(StepsConfig):
-    """A masked network that tilts class Gaussians."""
+    """A masked network that tilts class Gaussians. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 300
     learning_rate: float = 3e-3
-    ridge: float = 0.03
-    keep: float = 0.2
+    ridge: float = 0.03  # added to each variance of the Gaussians
+    keep: float = 0.2  # share of each layer that a class uses
     low: float = 0.2  # least and greatest noise level, in units of the pixels' spread
-    high: float = 3.0
+    high: float = 3.0  # the greatest
     levels: int = 8  # of the sum that stands for the integral
     draws: int = 4  # of noise at each, each with its negative
 

@@ -86,7 +86,10 @@ class Learner(abc.ABC):
         return self.allowed(self.scores(x.to(self.device)), task).argmax(1)
 
     def allowed(self, scores: Tensor, task: int | None) -> Tensor:
-        """`scores` with minus infinity where an answer can't be: classes not seen yet, or of another task than is told."""
+        """`scores` `(B, K)` with minus infinity where an answer can't be: classes not seen, or of another task than is told.
+
+        Raises `EbmtrajError` where the task is not told although the scenario has it.
+        """
         scenario, may = self.problem.scenario, list(range(scores.shape[1]))
         if scenario == "class":
             may = self.seen
@@ -103,7 +106,7 @@ class Learner(abc.ABC):
         """Numbers that are kept from task to task: weights, copies of them, importances, means, images."""
 
     def unit(self, x: Tensor) -> Tensor:
-        """Pixels scaled to mean 0 and spread 1 over the first task's images."""
+        """Pixels `(B, D)` scaled to mean 0 and spread 1 over the first task's images."""
         return (x - self.shift) / self.scale
 
 
@@ -134,6 +137,6 @@ class ClassScores(Learner):
 
 
 def count(tensors: Sequence[Tensor] | nn.Module) -> int:
-    """How many numbers these hold."""
+    """How many numbers these tensors, of any shape, hold."""
     own = list(tensors.parameters()) if isinstance(tensors, nn.Module) else tensors
     return sum(tensor.numel() for tensor in own)

@@ -1,4 +1,7 @@
-"""Our continual learner: one energy of all classes in one network, each class in its own fixed random part of it."""
+"""Our continual learner: one energy of all classes in one network, each class in its own fixed random part of it.
+
+Masks: Masse et al. 2018.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ class MaskedNet(nn.Module):
     gating (Masse et al. 2018), by class in place of by task.
     """
 
-    mask1: Tensor
-    mask2: Tensor
+    mask1: Tensor  # (K, 400) of the first layer, 1 where a class uses the unit
+    mask2: Tensor  # (K, 400) of the second
 
     def __init__(
         self, inputs: int, outputs: int, classes: int, keep: float, generator: torch.Generator, gain: float = 1.0
@@ -53,14 +56,14 @@ class MaskedNet(nn.Module):
         return out
 
     def of_class(self, x: Tensor, label: int) -> Tensor:
-        """As `forward` for one class, by its own units alone, which is far cheaper."""
+        """As `forward` for images `(B, D)` of one class, `(B, outputs)`, by its own units alone, which is far cheaper."""
         a, b = self.mask1[label].bool(), self.mask2[label].bool()
         h = F.silu(F.linear(x, self.entry.weight[a], self.entry.bias[a]))
         h = F.silu(F.linear(h, self.middle.weight[b][:, a], self.middle.bias[b]))
         return F.linear(h, self.exit.weight[:, b])
 
     def free(self, seen: Sequence[int]) -> list[Tensor]:
-        """1 where a weight is used by none of these classes, else 0; as the parameters."""
+        """1 where a weight is used by none of these classes, else 0; as the parameters, or broadcasting to their shape."""
         a, b = self.mask1[list(seen)], self.mask2[list(seen)]
         taken1, taken2 = a.amax(0) if len(seen) else a.sum(0), b.amax(0) if len(seen) else b.sum(0)
         between = torch.einsum("ci,cj->ij", b, a).clamp_max(1.0)
@@ -91,7 +94,7 @@ class MaskedPart(nn.Module):
         return [entry[a], entry_bias[a], middle[b][:, a], middle_bias[b], last[:, b]]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """As `MaskedNet.forward`, for these classes."""
+        """As `MaskedNet.forward`, `(B, D), (B,) -> (B, outputs)`, for these classes."""
         entry, entry_bias, middle, middle_bias, last = self.weights
         h = F.silu(F.linear(x, entry, entry_bias)) * self.mask1[label]
         return F.linear(F.silu(F.linear(h, middle, middle_bias)) * self.mask2[label], last)
@@ -113,7 +116,7 @@ class MaskedPart(nn.Module):
 
 @dataclass(frozen=True)
 class MaskedConfig(StepsConfig):
-    """The masked energy E(x | y) = |x - f(x; m_y)|^2 / 2 s^2."""
+    """The masked energy E(x | y) = |x - f(x; m_y)|^2 / 2 s^2. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 300
     keep: float = 0.2  # share of each layer that a class uses

@@ -1,4 +1,7 @@
-"""Measures of a stream from the matrix of accuracies R, whose entry (i, j) is that on task j after task i, `(T, T)`."""
+"""Measures of a stream from the matrix of accuracies R, whose entry (i, j) is that on task j after task i, `(T, T)`.
+
+Lopez-Paz & Ranzato 2017; Chaudhry et al. 2018.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 def average_accuracy(matrix: ArrayLike, images: ArrayLike) -> float:
     """Accuracy over all held-out images after the last task; `images` `(T,)` is how many each task has.
 
-    Of tasks of one size, the mean of the last row (Lopez-Paz & Ranzato 2017, equation 2).
+    Of tasks of one size, the mean of the last row (Lopez-Paz & Ranzato 2017, equation 2). Raises `ValueError` for a matrix
+    that is not square.
     """
     return float(np.average(_square(matrix)[-1], weights=np.asarray(images, np.float64)))
 
@@ -17,7 +21,7 @@ def average_accuracy(matrix: ArrayLike, images: ArrayLike) -> float:
 def forgetting(matrix: ArrayLike) -> float:
     """Mean over all but the last task of its best accuracy ever less that in the end (Chaudhry et al. 2018, equations 2-3).
 
-    Negative where later tasks helped; 0 where there is one task only.
+    Negative where later tasks helped; 0 where there is one task only. Raises `ValueError` for a matrix that is not square.
     """
     r = _square(matrix)
     last = len(r) - 1
@@ -29,7 +33,7 @@ def forgetting(matrix: ArrayLike) -> float:
 def forward_transfer(matrix: ArrayLike, chance: ArrayLike) -> float | None:
     """Mean over all but the first task of its accuracy before it is learnt less chance (Lopez-Paz & Ranzato 2017, eq. 4).
 
-    `chance` `(T,)`; None where there is one task only.
+    `chance` `(T,)`; None where there is one task only. Raises `ValueError` for a matrix that is not square.
     """
     r, base = _square(matrix), np.asarray(chance, np.float64)
     return float(np.mean([r[j - 1, j] - base[j] for j in range(1, len(r))])) if len(r) > 1 else None

@@ -1,4 +1,7 @@
-"""Classifiers that see images again: a few that were kept, or all."""
+"""Classifiers that see images again: a few that were kept, or all.
+
+Chaudhry et al. 2019, "On tiny episodic memories in continual learning".
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from ebmtraj.errors import EbmtrajError
 
 @dataclass(frozen=True)
 class ReplayConfig(SoftmaxConfig):
-    """Keeping images."""
+    """Keeping images. Raises `EbmtrajError` for a setting out of its range."""
 
     kept: int = 20  # images a class; 0: all
 

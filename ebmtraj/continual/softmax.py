@@ -1,4 +1,7 @@
-"""Classifiers with a softmax over 2 layers of 400: fine-tuning, and those that hold on to old weights or answers."""
+"""Classifiers with a softmax over 2 layers of 400: fine-tuning, and those that hold on to old weights or answers.
+
+Kirkpatrick et al. 2017; Schwarz et al. 2018; Zenke et al. 2017; Li & Hoiem 2016.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch.nn import functional as F
 
 from ebmtraj.continual.learner import Learner, count
 from ebmtraj.continual.steps import DEPTH, WIDTH, StepsConfig, take_steps
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.nets.mlp import MLP
 
@@ -38,8 +42,7 @@ class FineTune(Learner):
 
     def __init__(self, *given: object, **named: object) -> None:
         super().__init__(*given, **named)  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.generator.initial_seed())
+        with weights_from(self.generator.initial_seed()):
             self.net = MLP(self.problem.size, self.problem.answers, width=WIDTH, depth=DEPTH).to(self.device)
 
     def active(self, classes: Sequence[int]) -> list[int]:
@@ -71,7 +74,7 @@ class FineTune(Learner):
         """Called behind each step."""
 
     def finish(self, x: Tensor, active: Sequence[int]) -> None:
-        """Called at a task's end with its images, scaled."""
+        """Called at a task's end with its images, scaled, `(N, D)`."""
 
     @torch.no_grad()
     def scores(self, x: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ def cross_entropy(logits: Tensor, right: Tensor, active: Sequence[int]) -> Tenso
 
 @dataclass(frozen=True)
 class PenaltyConfig(SoftmaxConfig):
-    """A quadratic penalty on moving weights that mattered."""
+    """A quadratic penalty on moving weights that mattered. Raises `EbmtrajError` for a setting out of its range."""
 
     weight: float = 100.0  # of the penalty
     decay_old: float = 1.0  # what is left of older tasks' importances when one is added (online EWC's gamma)
@@ -230,10 +233,10 @@ class SynapticIntelligence(FineTune):
 
 @dataclass(frozen=True)
 class DistilConfig(SoftmaxConfig):
-    """Learning without forgetting."""
+    """Learning without forgetting. Raises `EbmtrajError` for a setting out of its range."""
 
     weight: float = 1.0  # of the distillation
-    temperature: float = 2.0
+    temperature: float = 2.0  # of the softmax whose answers are kept
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,12 +15,12 @@ WIDTH, DEPTH = 400, 2  # of every network here, as in paper 000, section 6
 
 @dataclass(frozen=True)
 class StepsConfig:
-    """Steps of Adam on each task."""
+    """Steps of Adam on each task. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 200  # a task
-    batch: int = 64
+    batch: int = 64  # examples a step
     learning_rate: float = 1e-3  # at a task's start; Adam's moments start anew with each task
-    beta1: float = 0.9
+    beta1: float = 0.9  # of Adam
     decay: bool = True  # linearly to 0 over a task's steps
 
     def __post_init__(self) -> None:

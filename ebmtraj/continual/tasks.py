@@ -45,7 +45,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a learner knows before the first task: sizes, the plan of classes, and what it will be asked."""
+    """What a learner knows before the first task: sizes, the plan of classes, and what it will be asked.
+
+    Raises `EbmtrajError` for an unknown scenario, and for a plan that does not share out the classes.
+    """
 
     size: int  # D, numbers of an image
     plan: tuple[tuple[int, ...], ...]  # classes of each task

@@ -1,4 +1,7 @@
-"""The paper's generative baseline: a conditional variational autoencoder, an image's class by the best bound."""
+"""The paper's generative baseline: a conditional variational autoencoder, an image's class by the best bound.
+
+Paper 000, section 6.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from torch.nn import functional as F
 from ebmtraj.continual.learner import ClassScores, count
 from ebmtraj.continual.steps import DEPTH, WIDTH, StepsConfig, take_steps
 from ebmtraj.continual.tasks import Problem
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.nets.mlp import MLP
 
 
 @dataclass(frozen=True)
 class VAEConfig(StepsConfig):
-    """Encoder and decoder see the label."""
+    """Encoder and decoder see the label. Raises `EbmtrajError` for a setting out of its range."""
 
-    latent: int = 10
+    latent: int = 10  # numbers of a code
     draws: int = 16  # of the latent variable, for an image's bound
 
     def __post_init__(self) -> None:
@@ -42,8 +46,7 @@ class ConditionalVAE(ClassScores):
     ) -> None:
         super().__init__(problem, config, seed, device)
         latent = self.config.latent
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with weights_from(seed):
             self.encoder = MLP(problem.size + problem.classes, 2 * latent, width=WIDTH, depth=DEPTH).to(self.device)
             self.decoder = MLP(latent + problem.classes, problem.size, width=WIDTH, depth=DEPTH).to(self.device)
 

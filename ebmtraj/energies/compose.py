@@ -61,18 +61,18 @@ class Composed(Composable, nn.Module, abc.ABC):
     needs_values = True  # whether `slopes` looks at the values
 
     def forward(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Tensor:
-        """Energies `(B,)`."""
+        """Energies `(B,)`; raises `EbmtrajError` where x is of another shape than the parts take."""
         self._check(x)
         return self.join([part(x, context, level) for part in self.parts])
 
     def value_and_gradient(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Pair:
-        """Energies `(B,)` and their gradient `(B, *event)`."""
+        """Energies `(B,)` and their gradient `(B, *event)`; raises `EbmtrajError` for x of another shape."""
         self._check(x)
         values, gradients = zip(*(part.value_and_gradient(x, context, level) for part in self.each), strict=True)
         return self.join(values), _weighted(self.slopes(values), gradients)
 
     def gradient(self, x: Tensor, context: Any = None, level: Tensor | None = None) -> Tensor:
-        """Gradient in x, `(B, *event)`."""
+        """Gradient in x, `(B, *event)`; raises `EbmtrajError` where x is of another shape than the parts take."""
         if self.needs_values:
             return self.value_and_gradient(x, context, level)[1]
         self._check(x)
@@ -214,7 +214,10 @@ class Not(Composed):
 
 
 class Shifted(Composed):
-    """An energy and a constant, which may depend on the noise level: what makes densities comparable in | and ~."""
+    """An energy and a constant, which may depend on the noise level: what makes densities comparable in | and ~.
+
+    `offset` is a number or, of a level `()` or `(B,)` or None, a number or `(B,)`.
+    """
 
     def __init__(self, part: Any, offset: float | Callable[[Tensor | None], Tensor | float]) -> None:
         super().__init__([part])

@@ -3,7 +3,8 @@
     E(x, s) = |x|^2 / (2 (1 + s^2)) + e(u, s) / s        E(x, s | c) = E(x, s) - log p(c | u, s) / p(c)
 
 with u = x / sqrt(1 + s^2), and e and the logits of p(c | u, s) of a network each. As p(x | c) / p(x) = p(c | x) / p(c), the
-difference of the two is normalised at every level, which | and ~ need.
+difference of the two is normalised at every level, which | and ~ need. Composed as in paper 000, section 7; that form of a
+condition: Dhariwal and Nichol 2021.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Evidence(Composable, nn.Module):
     names), it is a Gaussian in each of their numbers: it pulls to the value itself, not only to within reach of it.
     """
 
-    values: Tensor
+    values: Tensor  # (K, F) the F measures of each of K classes; (0, 0) where they are names
 
     def __init__(self, shape: tuple[int, int, int], classes: tuple[str, ...], *, width: int = 16) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator ("&", "|", "~", "*") over parts; `weight` is that of "*"."""
+    """An operator (`&`, `|`, `~`, `*`) over parts; `weight` is that of `*`."""
 
     operator: str
     parts: tuple[Tree, ...]

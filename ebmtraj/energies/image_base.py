@@ -30,11 +30,11 @@ class MixtureBase(nn.Module):
     stands for none.
     """
 
-    weight: Tensor
-    mean: Tensor
-    axes: Tensor
-    variance: Tensor
-    owner: Tensor
+    weight: Tensor  # (M,) logarithms, of M components over events of D entries
+    mean: Tensor  # (M, D)
+    axes: Tensor  # (M, D, D) eigenvectors of C_k in columns
+    variance: Tensor  # (M, D) and its eigenvalues
+    owner: Tensor  # (M,) class of each, -1 for none
 
     def __init__(self, event: tuple[int, ...], components: int, classes: int) -> None:
         """`components` a class, or in all where `classes` is 0; raises `EbmtrajError` for events that are too large."""

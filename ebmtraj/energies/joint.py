@@ -44,7 +44,7 @@ class JointTilt(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def pull(self, u: Tensor, level: Tensor) -> Pull:
-        """The same with their gradient, which is differentiable in the parameters where gradients are enabled."""
+        """e `(B,)` and f `(B, K)` with their gradient, differentiable in the parameters where gradients are enabled."""
 
 
 class MLPJointTilt(JointTilt):
@@ -134,9 +134,9 @@ def joint_tilt(
 class Frame(nn.Module):
     """What the network sees of x under noise of level s: each axis of the data by its share of signal; see above."""
 
-    mean: Tensor
-    axes: Tensor
-    variance: Tensor
+    mean: Tensor  # (D,) where fitted, as the others
+    axes: Tensor  # (D, D) in columns
+    variance: Tensor  # (D,) along each axis
 
     def __init__(self, event: tuple[int, ...], fitted: bool) -> None:
         """Fitted to the data or not: then x / sqrt(1 + s^2)."""
@@ -167,7 +167,7 @@ class Frame(nn.Module):
         return self.turn((x.flatten(1) - self.mean).view_as(x), level)
 
     def turn(self, x: Tensor, level: Tensor) -> Tensor:
-        """The linear part, which is its own transpose."""
+        """The linear part, which is its own transpose, `(B, *event)` at levels `(B,)`."""
         if not self.fitted:
             return x * torch.rsqrt(1 + spread_out(level, x) ** 2)
         share = torch.sqrt(self.variance / (self.variance + level.unsqueeze(1) ** 2))

@@ -23,11 +23,11 @@ LEAVES: Mapping[str, tuple[str, ...]] = {  # what an expression may name, and th
 class PlaneMixture(Composable, nn.Module):
     """-log density of a mixture of round Gaussians of one spread, and of the same under noise of a level."""
 
-    centres: Tensor
+    centres: Tensor  # (M, 2)
     event = (2,)
 
     def __init__(self, centres: Tensor, std: float) -> None:
-        """`centres` (M, 2), all of the same weight."""
+        """`centres` (M, 2), all of the same weight; raises `EbmtrajError` unless the spread `std` is above 0."""
         super().__init__()
         if not std > 0:
             raise EbmtrajError(f"a mixture of spread {std}; it needs a spread above 0")
@@ -97,6 +97,6 @@ def sampled_density(points: Tensor, bins: int, bound: float = BOUND) -> Tensor:
 
 
 def total_variation(p: Tensor, q: Tensor) -> float:
-    """Half the sum of absolute differences of two tables of probabilities; what either lacks to 1 lies elsewhere."""
+    """Half the sum of absolute differences of two tables of probabilities, of any shape; what lacks to 1 lies elsewhere."""
     missing = abs(float(p.sum()) - float(q.sum()))
     return 0.5 * (float((p - q).abs().sum()) + missing)

@@ -1,4 +1,7 @@
-"""The energy of a whole sequence: a sum over its transitions plus what the sequence is to cost."""
+"""The energy of a whole sequence: a sum over its transitions plus what the sequence is to cost.
+
+Papers 000, section 5, and 002.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class TransitionCoordinates(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def energy(self, start: Tensor, sequence: Sequence, x: Tensor, level: Tensor | None) -> Tensor:
-        """Energies `(B, T)` of all transitions of a sequence, growing without bound off the data."""
+        """Energies `(B, T)` of all transitions of a sequence, growing without bound off the data.
+
+        Coordinates x are `(B, T, D)`, the starts of chains `(B, S)`.
+        """
 
 
 class SequenceEnergy(nn.Module):

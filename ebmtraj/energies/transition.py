@@ -1,4 +1,7 @@
-"""Transition energies E(s_t, s_t+1) and E(s_t, a_t, s_t+1) in normalised coordinates."""
+"""Transition energies E(s_t, s_t+1) and E(s_t, a_t, s_t+1) in normalised coordinates.
+
+Papers 000, section 5, and 004, equation 1.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ class TiltedPairEnergy(PairEnergy):
         return F.linear(context, entry.weight[:, : self.first], entry.bias)
 
     def gradient(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Gradient of the energy in x, in closed form: products of matrices forward and back."""
+        """Gradient of the energy in x, `(B, C + D)` or `(B, D)`, in closed form: products of matrices forward and back."""
         entry, *hidden, output = self._linears()
         if context is None:
             weight = entry.weight

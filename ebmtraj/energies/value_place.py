@@ -23,12 +23,12 @@ class ValuePlaceEnergy(Composable, nn.Module):
     sees the pixels relative to the place and is told the value.
     """
 
-    values: Tensor
-    spots: Tensor
-    value_codes: Tensor
-    place_codes: Tensor
-    where: Tensor
-    centre: Tensor
+    values: Tensor  # (K,) which value each of K classes has
+    spots: Tensor  # (K,) and which place
+    value_codes: Tensor  # (V, F) features of the V values
+    place_codes: Tensor  # (P, F) features of the P places
+    where: Tensor  # (2, H, W) x and y of each pixel, from 0 to 1
+    centre: Tensor  # (P, 2) x and y of each place, from 0 to 1
 
     def __init__(
         self, shape: tuple[int, int, int], classes: tuple[str, ...], *, parts: Parts = "sum", width: int = 16

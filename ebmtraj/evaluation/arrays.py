@@ -75,7 +75,10 @@ def changes(states: Array, fields: Sequence[Field]) -> FloatArray:
 def check_rollouts(
     samples: Array, truth: Array, other_truth: Array | None, fields: Sequence[Field], mean: Array, std: Array
 ) -> None:
-    """Raise `EbmtrajError` where shapes disagree, there is too little to compare, or a state is not finite."""
+    """Raise `EbmtrajError` where shapes disagree or there is too little to compare, `DivergedError` where it is not finite.
+
+    samples (N, m, T+1, S), truth (N, T+1, S), other_truth (N', T+1, S) or None, mean (S,), std (S,).
+    """
     size = total_size(fields)
     if np.ndim(samples) != 4 or np.ndim(truth) != 3:
         raise EbmtrajError(

@@ -89,7 +89,7 @@ def c2st(
 
 
 def window_times(trajectories: int, rows: int, states: int, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Random first rows of windows of `states` rows, distinct within a trajectory: (N, min(count, possible)).
+    """Random first rows of windows of `states` rows, distinct within a trajectory: `(N, count)`, or fewer where fewer fit.
 
     Raises `EbmtrajError` where no window fits.
     """

@@ -1,4 +1,7 @@
-"""Whether a classifier's probabilities are right: expected calibration error, reliability, temperature scaling."""
+"""Whether a classifier's probabilities are right: expected calibration error, reliability, temperature scaling.
+
+Guo et al. 2017.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Reliability:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose greatest logit, of `(N, K)`, is that of the label `(N,)`."""
+    """Share of images whose greatest logit, of `(N, K)`, is that of the label `(N,)`.
+
+    Raises `EbmtrajError` where labels are not one an image or out of range, or a logit is not finite.
+    """
     _check(logits, labels)
     return float((logits.argmax(1) == labels).double().mean())
 
@@ -34,7 +40,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """Expected calibration error of softmax of logits `(N, K)`: mean distance of confidence and accuracy over bins.
 
-    Naeini et al. 2015; Guo et al. 2017, equation 3.
+    Naeini et al. 2015; Guo et al. 2017, equation 3. Raises as `accuracy`.
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -44,7 +50,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> float:
-    """Mean -log p(y | x) in nats."""
+    """Mean -log p(y | x) in nats of logits `(N, K)` and labels `(N,)`; raises as `accuracy`."""
     _check(logits, labels)
     return float(torch.nn.functional.cross_entropy(logits.double(), labels))
 
@@ -52,7 +58,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> float:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T whose softmax(logits / T) has the least cross-entropy (Guo et al. 2017, section 4.2).
 
-    For logits and labels that nothing was trained on: the validation split's.
+    For logits `(N, K)` and labels `(N,)` that nothing was trained on: the validation split's. Raises as `accuracy`.
     """
     _check(logits, labels)
     found: Any = minimize_scalar(
@@ -65,7 +71,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
-    """Confidence, accuracy and share of images in each bin."""
+    """Confidence, accuracy and share of images in each bin, `(bins,)` each, of logits `(N, K)` and labels `(N,)`.
+
+    Raises as `accuracy`. Guo et al. 2017, figure 4.
+    """
     _check(logits, labels)
     best, guess = logits.double().softmax(1).max(1)
     right = (guess == labels).double()
@@ -80,7 +89,10 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
 def calibration(
     logits: Tensor, labels: Tensor, validation_logits: Tensor, validation_labels: Tensor, bins: int = BINS
 ) -> dict[str, float]:
-    """Accuracy, cross-entropy and calibration error of held-out images, as they are and at the validation's temperature."""
+    """Accuracy, cross-entropy and calibration error of held-out images, as they are and at the validation's temperature.
+
+    Logits `(N, K)` and labels `(N,)`; raises as `accuracy`.
+    """
     temperature = fit_temperature(validation_logits, validation_labels)
     return {
         "accuracy": accuracy(logits, labels),

@@ -92,7 +92,8 @@ def evaluate_rollouts(
     - `starts`, `samples`, `steps`.
 
     Distances between distributions use the first sample of each start, so that model and truth count as many. Raises
-    `EbmtrajError` where a rollout diverged, shapes disagree, or there are fewer than 4 starts (2 with `other_truth`).
+    `DivergedError` where a rollout diverged, `EbmtrajError` where shapes disagree or there are fewer than 4 starts (2 with
+    `other_truth`).
     """
     samples, truth, mean, std = (np.asarray(each) for each in (samples, truth, mean, std))
     other_truth = None if other_truth is None else np.asarray(other_truth)

@@ -1,4 +1,7 @@
-"""Frechet distance between Gaussians fitted to model and truth, at each time step."""
+"""Frechet distance between Gaussians fitted to model and truth, at each time step.
+
+Paper 000, section 5.2; Dowson & Landau 1982.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ def frechet_over_time(model: Array, truth: Array, mean: Array, std: Array, field
     """Frechet distance between model and truth across episodes, at each time step of the z-scored state.
 
     model (N, T+1, S), truth (M, T+1, S), training mean (S,) and std (S,) -> (T+1,), no unit; angles of `fields` that turn
-    without end as `standardise` has them. Its mean over t = 1..T is "the Frechet distance" of a model.
-    Paper: "Implicit Generation and Modeling with EBMs", section 5.2 and figure 13.
-    The estimate is biased upward by an amount that falls as 1/N: compare only at equal N, and with the floor.
+    without end as `standardise` has them. Its mean over t = 1..T is "the Frechet distance" of a model. Paper: "Implicit
+    Generation and Modeling with EBMs", section 5.2 and figure 13. The estimate is biased upward by an amount that falls as
+    1/N: compare only at equal N, and with the floor. Raises `EbmtrajError` for fewer than 2 episodes on either side.
     """
     return _frechet(*(np.moveaxis(standardise(states, mean, std, fields), 1, 0) for states in (model, truth)))
 
@@ -35,8 +38,8 @@ def frechet_of_changes(model: Array, truth: Array, fields: Sequence[Field]) -> F
     """Frechet distance between one-step changes of model and truth, at each step.
 
     model (N, T+1, S), truth (M, T+1, S) -> (T,), no unit. Changes are taken as each field's kind asks and scaled by the
-    truth's spread over all episodes and steps, as the state's spread would drown the slow ones.
-    Paper: "Implicit Generation and Modeling with EBMs", section 5.2, applied to changes.
+    truth's spread over all episodes and steps, as the state's spread would drown the slow ones. Paper: "Implicit Generation
+    and Modeling with EBMs", section 5.2, applied to changes. Raises `EbmtrajError` for fewer than 2 episodes on either side.
     """
     moves, true_moves = changes(model, fields), changes(truth, fields)
     mean, std = true_moves.mean(axis=(0, 1)), true_moves.std(axis=(0, 1))

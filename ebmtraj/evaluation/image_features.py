@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmtraj.datasets.images import ImageStore
-from ebmtraj.device import generator, no_denormals
+from ebmtraj.device import generator, no_denormals, weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.arrays import Array, FloatArray
 from ebmtraj.training.checkpoint import load_tensors, load_weights, save_tensors
@@ -32,14 +32,14 @@ _TURNS = ("upright", "quarter turn", "half turn", "three quarters")
 class JudgeConfig:
     """How the judge is trained."""
 
-    width: int = 32
-    steps: int = 1500
-    batch: int = 128
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-3
-    dropout: float = 0.3
+    width: int = 32  # channels of the first convolution
+    steps: int = 1500  # of training
+    batch: int = 128  # examples a step
+    learning_rate: float = 2e-3  # at its greatest
+    weight_decay: float = 1e-3  # of the optimiser
+    dropout: float = 0.3  # share of units, in training
     noise: float = 0.05  # on pixels, in training
-    seed: int = 0
+    seed: int = 0  # of all that is drawn
 
 
 class Judge(nn.Module):
@@ -129,8 +129,7 @@ def train_judge(store: ImageStore, config: JudgeConfig = JudgeConfig(), device: 
     if pixels.numel() < 1_000_000:  # a small one takes seconds on one core, and its bits do not depend on how many there are
         torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with weights_from(config.seed):
             judge = Judge(store.shape, len(store.classes) or len(_TURNS), config).to(device).train()
             judge.shift.copy_(pixels.mean((0, 2, 3)).view_as(judge.shift))
             judge.scale.copy_(pixels.std((0, 2, 3)).clamp_min(1e-3).view_as(judge.scale))

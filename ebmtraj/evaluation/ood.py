@@ -24,28 +24,28 @@ FONTS = ("DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif-Bold")  # matplo
 
 
 def noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Independent uniform pixels."""
+    """Independent uniform pixels, in the shape of `pixels` `(N, C, H, W)`."""
     return rng.random(pixels.shape, dtype=np.float32)
 
 
 def constant(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """One uniform brightness an image and channel."""
+    """One uniform brightness an image and channel, `(N, C, H, W)`."""
     return np.broadcast_to(rng.random((*pixels.shape[:2], 1, 1), dtype=np.float32), pixels.shape).copy()
 
 
 def inverted(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """The images with light and dark exchanged."""
+    """The images `(N, C, H, W)` with light and dark exchanged."""
     return 1 - pixels
 
 
 def rotated(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """The images turned by 90 degrees, or 180 where they aren't square."""
+    """The images `(N, C, H, W)` turned by 90 degrees, or 180 where they aren't square."""
     turns = 1 if pixels.shape[2] == pixels.shape[3] else 2
     return np.ascontiguousarray(np.rot90(pixels, turns, (2, 3)))
 
 
 def shuffled(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """The images' own pixels in random places, another order each."""
+    """The images' own pixels in random places, another order each, `(N, C, H, W)`."""
     count, channels, height, width = pixels.shape
     order = rng.permuted(np.tile(np.arange(height * width), (count, 1)), axis=1)
     flat = pixels.reshape(count, channels, -1)
@@ -53,7 +53,7 @@ def shuffled(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def interpolated(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """The mean of each image and another one of the set, of whatever class (paper 001, section 4.3)."""
+    """The mean of each image and another one of the set, of whatever class, `(N, C, H, W)` (paper 001, section 4.3)."""
     order = rng.permutation(len(pixels))
     partner = np.empty_like(order)
     partner[order] = np.roll(order, 1)
@@ -61,7 +61,7 @@ def interpolated(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def letters(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Light letters on dark ground, of three bold typefaces that come with matplotlib, as large as the images."""
+    """Light letters on dark ground, of three bold typefaces of matplotlib's, as many and as large as `(N, C, H, W)`."""
     from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont
 
@@ -92,7 +92,10 @@ FOREIGN: Mapping[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
 
 
 def interpolated_classes(pixels: Pixels, labels: NDArray[Any], rng: np.random.Generator) -> Pixels:
-    """The mean of each image and one of another class: what two images of one class give may well be an image of it."""
+    """The mean of each image and one of another class: what two images of one class give may well be an image of it.
+
+    Images `(N, C, H, W)`, labels `(N,)`; raises `EbmtrajError` where all are of one class. Paper 001, section 4.3.
+    """
     if len(np.unique(labels)) < 2:
         raise EbmtrajError("out-of-distribution sets: images of one class can't be interpolated between classes")
     partner = [rng.choice(np.flatnonzero(labels != own)) for own in labels]
@@ -102,7 +105,7 @@ def interpolated_classes(pixels: Pixels, labels: NDArray[Any], rng: np.random.Ge
 def foreign_sets(pixels: Pixels, seed: int = 0, labels: NDArray[Any] | None = None) -> dict[str, Pixels]:
     """Every set of `FOREIGN` made from held-out images `(N, C, H, W)`, as many each; the same for the same seed.
 
-    With labels `(N,)`, also `interpolated_classes`.
+    With labels `(N,)`, also `interpolated_classes`. Raises `EbmtrajError` for fewer than 2 images.
     """
     if len(pixels) < 2:
         raise EbmtrajError(f"out-of-distribution sets: {len(pixels)} images; give at least 2")

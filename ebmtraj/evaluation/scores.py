@@ -1,4 +1,7 @@
-"""Scores of sampled rollouts: do they cover the truth, do they turn the object as it turns, do they stay possible?"""
+"""Scores of sampled rollouts: do they cover the truth, do they turn the object as it turns, do they stay possible?
+
+Gneiting & Raftery 2007; Hamill 2001; Huynh 2009.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebmtraj.datasets.sprites import COUNTS, ORIENTATIONS, PLACES, SCALES, SHAPES, render_sprites
-from ebmtraj.device import no_denormals
+from ebmtraj.device import no_denormals, weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.runs import read_json, write_json
 from ebmtraj.training.checkpoint import load_tensors, load_weights, save_tensors
@@ -50,7 +50,7 @@ class SpriteJudge(nn.Module):
 
     @torch.no_grad()
     def read(self, pixels: Tensor, batch: int = 1000) -> Reading:
-        """What these pictures show."""
+        """What these pictures `(N, 1, S, S)` show."""
         found = [self(part) for part in pixels.split(batch)]
         numbers = torch.cat([each for _, each in found])
         middle = 0.75 * SIZE_PX * self.side
@@ -96,8 +96,7 @@ def train_sprite_judge(
     middle = 0.75 * SIZE_PX * side
     target = torch.cat([(wanted.size - middle).unsqueeze(1), wanted.place], dim=1)
     noise = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with weights_from(seed):
         judge = SpriteJudge(side)
     optimiser = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
@@ -172,7 +171,7 @@ class Validity:
         return float(torch.quantile(self.distance(pixels), 0.99))
 
     def facts(self, pixels: Tensor) -> dict[str, float]:
-        """Share of pictures that are as near a render as real sprites are, and whose brightness one explains by 80 %."""
+        """Of pictures `(N, 1, S, S)`, shares as near a render as real sprites are, and of which one explains 80 %."""
         distance = self.distance(pixels)
         explained = (distance <= 0.2**0.5).double().mean()
         return {"valid": float((distance <= self.bar).double().mean()), "one_sprite": float(explained)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ebmtraj import config as recipes
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.generators.data import Events, EventSource, open_source
 from ebmtraj.generators.model import Generator
-from ebmtraj.generators.registry import generator_class, make_generator, network_defaults
+from ebmtraj.generators.registry import generator_class, make_generator
 from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.recipe import Usual, recipe_by_model
 from ebmtraj.training.run import Kind, train_run
 from ebmtraj.training.settings import TrainingConfig
 
@@ -38,16 +37,13 @@ def load_generator_recipe(
 
     Raises `EbmtrajError` that names the first key or value that is not known.
     """
-    recipe = recipes.from_recipe(GeneratorRecipe, path, overrides, defaults)
-    chosen = generator_class(given.get("model") or recipe.model)
-    shape = open_source(given.get("data") or recipe.data).shape
-    network = network_defaults(chosen.name, shape)
-    training = {**chosen.training_defaults, **(chosen.point_defaults.get("training", {}) if len(shape) == 1 else {})}
-    own = recipes.merge({"training": training, "network": network}, defaults or {})
-    recipe = recipes.from_recipe(GeneratorRecipe, path, overrides, own)
-    recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    settings: Any = recipes.build(chosen.Config, recipe.network, "recipe: network")
-    return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
+    return recipe_by_model(GeneratorRecipe, path, overrides, given, defaults, _usual)
+
+
+def _usual(recipe: GeneratorRecipe) -> Usual:
+    chosen = generator_class(recipe.model)
+    of_points = chosen.point_defaults if len(open_source(recipe.data).shape) == 1 else {}
+    return Usual(chosen.Config, of_points.get("network", {}), {**chosen.training_defaults, **of_points.get("training", {})})
 
 
 def train_generator(
@@ -76,7 +72,10 @@ def _fresh(recipe: GeneratorRecipe, source: EventSource) -> Generator:
 
 
 def events_of(source: EventSource, split: str, recipe: Any, model: Any, device: torch.device) -> Events:
-    """A split in memory; `training.episodes` above 0 takes so many of the training events."""
+    """A split in memory; `training.episodes` above 0 takes so many of the training events.
+
+    Raises `EbmtrajError` where the split has fewer.
+    """
     x, most = source.read(split), recipe.training.episodes if split == "train" else 0
     if len(x) < most:
         raise EbmtrajError(

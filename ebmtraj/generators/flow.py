@@ -1,4 +1,7 @@
-"""Flows as generators: of the events themselves, or of the codes of an autoencoder (GLF, VAE + flow)."""
+"""Flows as generators: of the events themselves, or of the codes of an autoencoder (GLF, VAE + flow).
+
+Dinh et al. 2017; Durkan et al. 2019; Xiao et al. 2019.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ class FlowConfig:
     """Couplings and their networks."""
 
     coupling: Coupling = "affine"  # RealNVP (Dinh et al. 2017), or neural splines (Durkan et al. 2019)
-    transforms: int = 8
-    width: int = 256
-    depth: int = 2
+    transforms: int = 8  # couplings
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
 
     def __post_init__(self) -> None:
         check_flow(self.transforms, self.width, self.depth)
@@ -62,7 +65,7 @@ class VectorFlow(nn.Module):
         return x
 
     def loss(self, x: Tensor) -> tuple[Tensor, Logs]:
-        """-log p an entry, without its constant."""
+        """-log p an entry of x `(B, D)`, without its constant, `()`."""
         loss = -self.flow().log_prob(x).mean() / x.shape[1] - 0.5 * LOG_2PI
         return loss, {"validation": loss.detach()}
 
@@ -117,10 +120,10 @@ class FlowGenerator(Generator):
 class CodeFlowConfig(VAEConfig):
     """An autoencoder, and a flow of its codes."""
 
-    coupling: Coupling = "affine"
-    transforms: int = 4
-    flow_width: int = 256
-    flow_depth: int = 2
+    coupling: Coupling = "affine"  # as in `FlowConfig`
+    transforms: int = 4  # couplings
+    flow_width: int = 256  # units of a hidden layer of theirs
+    flow_depth: int = 2  # hidden layers of theirs
     jitter: float = 0.05  # added to codes of spread 1 while the flow is trained, which keeps it from spikes
 
     def __post_init__(self) -> None:

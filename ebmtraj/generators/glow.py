@@ -20,7 +20,10 @@ from ebmtraj.training.trainable import Stage
 
 @dataclass(frozen=True)
 class GlowConfig:
-    """Levels of halved sides with half of the channels split off between them, as in the paper."""
+    """Levels of halved sides with half of the channels split off between them, as in the paper.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     blocks: int = 8  # of coupling, 1 x 1 convolution and normalisation at each level
     channels: int = 64  # of the couplings' networks

@@ -56,7 +56,7 @@ class Generator(Trainable):
         self.scale.copy_(x.std(over).clamp_min(1e-3).view_as(self.scale))
 
     def unit(self, x: Tensor) -> Tensor:
-        """Events shifted and scaled to mean 0 and spread 1; raises `EbmtrajError` for events of another shape."""
+        """Events `(B, *event)` shifted and scaled to mean 0 and spread 1; raises `EbmtrajError` for another shape."""
         if tuple(x.shape[1:]) != self.shape:
             raise EbmtrajError(f"events of shape {tuple(x.shape[1:])}; this generator makes {self.shape}")
         return (x - self.shift) / self.scale
@@ -87,7 +87,7 @@ class Generator(Trainable):
         return self.shown(self.decode(self.sample_latent(count, generator)))
 
     def shown(self, x: Tensor) -> Tensor:
-        """Events as the data could have them: pixels clamped to [0, 1]."""
+        """Events `(B, *event)` as the data could have them: pixels clamped to [0, 1]."""
         return x.clamp(0, 1) if self.levels else x
 
     @property
@@ -104,13 +104,13 @@ class Generator(Trainable):
         return self.encode(x, generator)
 
     def smooth(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Whole-numbered events spread evenly over the step about each value (Uria et al. 2013)."""
+        """Whole-numbered events `(B, *event)` spread evenly over the step about each value (Uria et al. 2013)."""
         if not self.levels:
             return x
         return x + (torch.empty_like(x).uniform_(generator=generator) - 0.5) / self.levels
 
     def stages(self) -> list[Stage]:
-        """Its training."""
+        """Its training; raises `EbmtrajError` for one that is not trained here."""
         raise EbmtrajError(f"generator {self.name} is not trained here")
 
     def header(self) -> dict[str, Any]:

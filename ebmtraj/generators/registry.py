@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ebmtraj.config import build, merge, to_plain
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.generators.flow import GLF, FlowGenerator, VAEFlow
 from ebmtraj.generators.glow import Glow
@@ -58,8 +59,7 @@ def make_generator(
     """A fresh generator whose weights are drawn from `seed`; raises `EbmtrajError` for settings that it does not know."""
     cls = generator_class(name)
     config: Any = build(cls.Config, merge(network_defaults(name, shape), to_plain(network or {})), source)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with weights_from(seed):
         return cls(shape, levels, config)
 
 

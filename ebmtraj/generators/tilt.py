@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ebmtraj.device import weights_from
 from ebmtraj.energies.latent import LatentEnergy, ViewEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.generators.data import EventBatch, Events
@@ -29,12 +30,15 @@ BATCH = 512  # latents that are sampled at a time, which bounds memory
 
 @dataclass(frozen=True)
 class TiltConfig:
-    """The energy, how it is learnt, and how it is sampled."""
+    """The energy, how it is learnt, and how it is sampled.
+
+    Raises `EbmtrajError` for a setting out of its range, and for chains with a ladder.
+    """
 
     objective: Objective = "ratio"  # density ratio, maximum likelihood by short chains, or the first and then the second
     on: On = "auto"  # what the energy looks at: auto is the generator's own view
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     fourier: tuple[float, ...] = ()  # standard deviations of the frequencies that it sees its view by
     channels: int = 64  # of the network of large images
     pool: int = 20_000  # draws of the generator that real events are told from
@@ -45,8 +49,10 @@ class TiltConfig:
     chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=60, step_size=0.01))  # of training
     start: int = 16  # candidates that samples start from one of
     shared: bool = False  # candidates are all chains' alike: less biased, but trusts the energy where it is lowest
-    method: Method = "langevin"
+    method: Method = "langevin"  # by which samples are drawn: `sampler` or `mala`
+    # of samples, by Langevin steps
     sampler: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=100, step_size=0.01))
+    # of samples, by steps that are accepted or rejected
     mala: MALAConfig = field(default_factory=lambda: MALAConfig(steps=100, step_size=0.01, warmup=50))
 
     def __post_init__(self) -> None:
@@ -98,7 +104,7 @@ class Tilt(Trainable):
         return self.base.decode(z) if self.config.on == "event" else self.base.view(z)
 
     def view_of(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The same of real events."""
+        """The same of real events `(B, *event)`, `(B, *view)`."""
         if self.config.on == "latent":
             return self.base.encode(x, generator)
         return self.base.smooth(x, generator) if self.config.on == "event" else self.base.view_of(x, generator)
@@ -203,13 +209,12 @@ class Tilt(Trainable):
 
 def make_tilt(base: Generator, config: TiltConfig, seed: int = 0) -> Tilt:
     """A fresh tilt of a generator, whose weights are drawn from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with weights_from(seed):
         tilt = Tilt(base, config)
     return tilt.to(base.shift.device)
 
 
 def check_events(x: Tensor, base: Generator) -> None:
-    """Raise `EbmtrajError` where events are not of the generator's shape."""
+    """Raise `EbmtrajError` where events `(B, *event)` are not of the generator's shape."""
     if tuple(x.shape[1:]) != base.shape:
         raise EbmtrajError(f"events of shape {tuple(x.shape[1:])}; the generator makes {base.shape}")

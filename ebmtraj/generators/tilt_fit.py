@@ -1,4 +1,4 @@
-"""From a generator's run to a tilt of it, in a run directory below it; or from a generator in memory."""
+"""From a generator's run to a tilt of it, in a run directory below it; or from a generator in memory. Paper 004."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ class TiltRecipe:
     base: str  # the generator's run
     digest: str | None = None  # of the generator's checkpoint
     data: str = ""  # what the generator was trained on
-    content_hash: str | None = None
+    content_hash: str | None = None  # of the data
     network: dict[str, Any] = field(default_factory=dict)  # see `TiltConfig`
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # how long and how to train
 
 
 def tilt_recipe(

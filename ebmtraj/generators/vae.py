@@ -1,4 +1,7 @@
-"""A variational autoencoder and what replaces its prior after training: a second one, or a flow."""
+"""A variational autoencoder and what replaces its prior after training: a second one, or a flow.
+
+Kingma and Welling 2014; Dai and Wipf 2019.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ Logs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes, and the noise of the decoder."""
+    """Sizes, and the noise of the decoder. Raises `EbmtrajError` for a setting out of its range."""
 
-    latent: int = 16
+    latent: int = 16  # numbers of a code
     width: int = 256  # of dense layers, or channels of the innermost convolution
-    depth: int = 2
+    depth: int = 2  # hidden layers
     beta: float = 1.0  # weight of the divergence to the prior; 1: the evidence bound
     noise: float | None = None  # standard deviation of the decoder, of data of spread 1; None: learnt
 
@@ -61,7 +64,10 @@ class Coder(nn.Module):
         return mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
 
     def loss(self, x: Tensor, beta: float, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """-ELBO an entry: Gaussian reconstruction, and the divergence to the prior (Kingma and Welling 2014)."""
+        """-ELBO an entry of x `(B, *event)`: Gaussian reconstruction, and the divergence to the prior, `()`.
+
+        Kingma and Welling 2014.
+        """
         mean, log_std = self.moments(x)
         z = mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
         noise, size = self.log_std(), x[0].numel()

@@ -1,4 +1,7 @@
-"""Attacks by well-kept libraries: AutoAttack and its Square attack (pyautoattack), the boundary attack (foolbox)."""
+"""Attacks by well-kept libraries: AutoAttack and its Square attack (pyautoattack), the boundary attack (foolbox).
+
+Croce and Hein 2020; Andriushchenko et al. 2020; Brendel et al. 2018.
+"""
 
 from __future__ import annotations
 

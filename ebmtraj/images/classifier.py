@@ -27,12 +27,12 @@ LEVEL = 0.3  # what the network is told in the place of a noise level, always th
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The network of `jem`, trained to classify and nothing else."""
+    """The network of `jem`, trained to classify and nothing else. Raises `EbmtrajError` for a setting out of its range."""
 
     network: Network = "auto"  # as that of `jem`
-    width: int = 512
-    depth: int = 2
-    channels: int = 64
+    width: int = 512  # of dense layers
+    depth: int = 2  # hidden layers
+    channels: int = 64  # of the first convolution
     labelled: int = 0  # training images that keep their label, evenly over the classes; 0: all
     label_seed: int = 0  # which ones
 
@@ -78,7 +78,8 @@ class ClassifierModel(Classifier):
 class JointCDConfig(ClassifierConfig):
     """Cross-entropy and contrastive divergence of E(x) = -logsumexp of the logits, with settings that stay stable.
 
-    Steps and noise are in unit coordinates, in which the digits' grey levels from 0 to 1 span 2.7.
+    Steps and noise are in unit coordinates, in which the digits' grey levels from 0 to 1 span 2.7. Raises `EbmtrajError` for
+    a setting out of its range, and for a sampler with a ladder.
     """
 
     divergence: float = 0.3  # weight of contrastive divergence

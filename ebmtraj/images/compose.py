@@ -1,4 +1,7 @@
-"""Concepts of images put together: from trained models and an expression to one energy, and samples of it."""
+"""Concepts of images put together: from trained models and an expression to one energy, and samples of it.
+
+Papers 000, section 7, and 003.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Model `concept`: an energy of images and one factor of theirs at every noise level, made to be composed."""
+"""Model `concept`: an energy of images and one factor of theirs at every noise level, made to be composed.
+
+Paper 000, section 7.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,18 @@ from ebmtraj.training.trainable import Stage
 
 @dataclass(frozen=True)
 class ConceptConfig:
-    """Two small convolutional encoders: an energy, and the logits of a factor."""
+    """Two small convolutional encoders: an energy, and the logits of a factor.
+
+    Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder.
+    """
 
     width: int = 24  # channels of the energy's first convolution
     evidence_width: int = 16  # of the factor's
     prior: str = ""  # a run of this model whose E(x) is taken as it is, so that only the factor is learnt
     prior_share: float = 0.7  # of the steps, for E(x); the rest is for the factor
+    # noise levels in training, of the energy
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
-    evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
+    evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))  # and of the factor
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
             steps=6, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"
@@ -81,7 +88,10 @@ class ConceptModel(ImageModel):
 
     @torch.no_grad()
     def prepare(self, data: ImageData, most: int = 20_000) -> None:
-        """As every model; and take the prior of another run, with its scaling of pixels, where the settings name one."""
+        """As every model; and take the prior of another run, with its scaling of pixels, where the settings name one.
+
+        Raises `EbmtrajError` where that run holds another model, or one of images of another shape.
+        """
         if not self.config.prior:
             super().prepare(data, most)
             return

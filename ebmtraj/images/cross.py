@@ -24,13 +24,16 @@ Watch = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class CrossConfig:
-    """How far an image is let go before it is sampled toward another class."""
+    """How far an image is let go before it is sampled toward another class.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     level: float = 2.0  # noise added to the image, in unit coordinates: more keeps less of it
-    low: float = 0.02
-    levels: int = 24
+    low: float = 0.02  # the ladder's last level
+    levels: int = 24  # of the ladder
     steps: int = 2  # Langevin steps at each level
-    step_size: float = 0.3
+    step_size: float = 0.3  # times the level's square
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.level or self.levels < 2 or self.steps < 0 or not self.step_size > 0:
@@ -97,9 +100,9 @@ def cross_class(
 
 @dataclass(frozen=True)
 class DistalConfig:
-    """Ascent on p(y | x) from noise."""
+    """Ascent on p(y | x) from noise. Raises `EbmtrajError` for a setting out of its range."""
 
-    steps: int = 100
+    steps: int = 100  # of ascent
     step_size: float = 0.05  # in pixels, along the normalised gradient of an image
     level: float = 1.0  # noise level at which energies are read, so that they slope far from the data, too
     energy: float = 1.0  # weight of log p(x) beside log p(y | x), where it counts

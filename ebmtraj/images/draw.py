@@ -19,7 +19,7 @@ from ebmtraj.runs import write_atomic
 
 
 class Drawn(NamedTuple):
-    """Samples, and the states that the first ones went through."""
+    """Samples, and the states that the first ones went through, each `(film, C, H, W)`."""
 
     pixels: NDArray[np.float32]  # (N, C, H, W) in [0, 1]
     labels: NDArray[np.int64] | None  # (N,) that were asked for, of a conditional model

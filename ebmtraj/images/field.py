@@ -1,4 +1,7 @@
-"""A free vector field in the energy's place: of the same size, with the same objective, base and sampler."""
+"""A free vector field in the energy's place: of the same size, with the same objective, base and sampler.
+
+Karras et al. 2022.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from ebmtraj.nets.mlp import LevelFeatures
 
 @dataclass(frozen=True)
 class FieldConfig(NoiseConditionalConfig):
-    """As the energy (`dsm`), setting by setting."""
+    """As the energy (`dsm`), setting by setting.
+
+    Raises `EbmtrajError` for settings that only an energy or another network has.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +50,7 @@ class MLPField(Tilt):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, u: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
-        """Refuses: there is no energy."""
+        """Refuses: there is no energy; raises `EbmtrajError`."""
         raise EbmtrajError("model field has no energy")
 
     def gradient(self, u: Tensor, label: Tensor | None, level: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ebmtraj.locks import only_writer
 from ebmtraj.runs import Run, machine, versions, write_atomic, write_json
 from ebmtraj.training.checkpoint import load_tensors, recipe_seal, save_tensors
 from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.recipe import Usual, recipe_by_model
 from ebmtraj.training.run import CHECKPOINT, Kind, same_recipe, train_run
 from ebmtraj.training.settings import TrainingConfig
 
@@ -46,17 +47,12 @@ def load_image_recipe(
 
     Raises `EbmtrajError` that names the first key or value that is not known.
     """
-    recipe = recipes.from_recipe(ImageRecipe, path, overrides, defaults)
-    chosen = image_model_class(given.get("model") or recipe.model)
-    conditional = recipe.conditional if given.get("conditional") is None else given["conditional"]
-    usual: Any = chosen.Config()
-    network = recipes.to_plain(dataclasses.asdict(usual))
-    network = recipes.merge(network, chosen.conditional_defaults if conditional else {})
-    own = recipes.merge({"training": chosen.training_defaults, "network": network}, defaults or {})
-    recipe = recipes.from_recipe(ImageRecipe, path, overrides, own)
-    recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    settings: Any = recipes.build(chosen.Config, recipe.network, "recipe: network")
-    return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
+    return recipe_by_model(ImageRecipe, path, overrides, given, defaults, _usual)
+
+
+def _usual(recipe: ImageRecipe) -> Usual:
+    chosen = image_model_class(recipe.model)
+    return Usual(chosen.Config, chosen.conditional_defaults if recipe.conditional else {}, chosen.training_defaults)
 
 
 def train_image(
@@ -81,7 +77,10 @@ def train_image(
 def fit_closed(
     recipe: ImageRecipe, path: Path, *, device: str = "auto", resume: bool = False, overwrite: bool = False
 ) -> tuple[Result, ImageRecipe]:
-    """As `train_image`, for a model that is fitted in closed form."""
+    """As `train_image`, for a model that is fitted in closed form.
+
+    Raises `EbmtrajError` where the store is none, or the run exists already.
+    """
     with only_writer(path, "run"):
         return _fit_closed(recipe, path, device, resume, overwrite)
 

@@ -31,7 +31,11 @@ SHARE = 0.8  # Gaussians with that variance added; and how often it takes one of
 
 @dataclass(frozen=True)
 class JointConfig:
-    """A classifier whose logits are an energy at every noise level: cross-entropy and denoising score matching."""
+    """A classifier whose logits are an energy at every noise level: cross-entropy and denoising score matching.
+
+    Raises `EbmtrajError` for a setting out of its range, for a base of classes where labels are missing, and for a sampler
+    without a ladder.
+    """
 
     network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
     width: int = 512  # units of a layer of mlp
@@ -103,7 +107,7 @@ class Classifier(ImageModel):
         self.known[data.index] = kept
 
     def seen(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Labelled images in unit coordinates and their labels, as many as the batch has images in all."""
+        """Labelled images in unit coordinates `(B, C, H, W)` and labels `(B,)`, as many as the batch has images in all."""
         assert batch.label is not None
         x, label = self.unit(batch.x), batch.label
         if not self.training or not self.config.labelled:
@@ -270,6 +274,9 @@ class JointModel(Classifier):
 
 
 def denoising_error(x: Tensor, noised: Tensor, slope: Tensor, level: Tensor) -> Tensor:
-    """Squared error of the denoiser x~ - s^2 grad E, weighted by (1 + s^2) / s^2 (Karras et al. 2022), `(B,)`."""
+    """Squared error of the denoiser x~ - s^2 grad E, weighted by (1 + s^2) / s^2 (Karras et al. 2022), `(B,)`.
+
+    Images x, `noised` and the `slope` there are all `(B, C, H, W)`.
+    """
     s = spread_out(level, x)
     return ((noised - s**2 * slope - x).square().flatten(1).mean(1)) * (1 + level**2) / level**2

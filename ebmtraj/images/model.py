@@ -102,7 +102,7 @@ class ImageModel(Trainable):
         raise EbmtrajError(f"model {self.name} does not generate images")
 
     def check_labels(self, count: int, labels: Tensor | None) -> Tensor | None:
-        """The labels that samples are drawn for: a conditional model draws classes evenly where none are given.
+        """The labels `(count,)` that samples are drawn for: a conditional model draws classes evenly where none are given.
 
         Raises `EbmtrajError` for labels that are out of range, too many or too few, or asked of a model without classes.
         """

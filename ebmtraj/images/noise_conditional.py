@@ -1,4 +1,7 @@
-"""Image models with an energy (or a free field) at every noise level, trained by denoising score matching."""
+"""Image models with an energy (or a free field) at every noise level, trained by denoising score matching.
+
+Vincent 2011; Karras et al. 2022; the tilt: paper 004.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,15 @@ BaseName = Literal["auto", "unit", "whole", "gaussian", "mixture"]
 
 @dataclass(frozen=True)
 class NoiseConditionalConfig:
-    """A network's tilt of a base that is known at every noise level."""
+    """A network's tilt of a base that is known at every noise level.
+
+    Raises `EbmtrajError` for a setting out of its range, for guidance without unlabelled images, and for a sampler without a
+    ladder.
+    """
 
     network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
     width: int = 512  # of dense layers
-    depth: int = 2
+    depth: int = 2  # hidden layers
     channels: int = 64  # of the first convolution
     base: BaseName = "auto"  # what is tilted, see `chosen_base`; given labels, all but unit and whole are each class's own
     components: int = 20  # of a mixture, or of each class

@@ -1,4 +1,7 @@
-"""Model `pair`: the sum of two energies, finetuned jointly, for pairs of value and place that were never seen together."""
+"""Model `pair`: the sum of two energies, finetuned jointly, for pairs of value and place that were never seen together.
+
+Paper 000, section 7.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,19 @@ from ebmtraj.training.trainable import Stage
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Two small encoders whose outputs are added, or one that is told both."""
+    """Two small encoders whose outputs are added, or one that is told both.
 
-    parts: Parts = "sum"
+    Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder.
+    """
+
+    parts: Parts = "sum"  # the sum of two energies, or one network told both, see `ValuePlaceEnergy`
     width: int = 16  # channels of the first convolution; half as many more for one network in place of two
     apart: float = 0.3  # share of the steps in which each energy learns from its own images alone
     kl: float = 0.1  # share of the steps, the last, with contrastive divergence and its KL term beside score matching
-    kl_weight: float = 1e-3
+    kl_weight: float = 1e-3  # of the divergence beside score matching
     kl_level: float = 0.3  # noise level at which these chains run
-    kl_chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=5, step_size=0.01))
-    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
+    kl_chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=5, step_size=0.01))  # of its negatives
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))  # noise levels in training
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
             steps=2, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"
@@ -92,12 +98,12 @@ class PairModel(ImageModel):
         return [Stage(name, share, self.net, loss) for name, share, loss in found if share > 0]
 
     def energy(self, unit: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
-        """E(x, s | value, place), `(B,)`."""
+        """E(x, s | value, place), `(B,)`; raises `EbmtrajError` without labels."""
         value: Tensor = self.net(unit, self._needed(label), level)
         return value
 
     def gradient(self, unit: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
-        """Gradient of the energy in the image, `(B, C, H, W)`."""
+        """Gradient of the energy in the image, `(B, C, H, W)`; raises `EbmtrajError` without labels."""
         return self.net.gradient(unit, self._needed(label), level)
 
     def _needed(self, label: Tensor | None) -> Tensor:

@@ -28,12 +28,12 @@ class PCDConfig:
 
     The defaults were chosen on the digits, and stay stable there. The paper's own setting is `network=resnet spectral=true
     alpha=1 data_noise=0 buffer=10000 beta1=0 snapshots=10 sampler.steps=60 sampler.step_size=10 sampler.noise=0.005`, each
-    with `--set network.` before it.
+    with `--set network.` before it. Raises `EbmtrajError` for a setting out of its range, and for a sampler with a ladder.
     """
 
     network: Network = "auto"  # auto: mlp for images of at most 1,024 entries, else resnet
     width: int = 512  # of dense layers
-    depth: int = 2
+    depth: int = 2  # hidden layers
     channels: int = 32  # of the first convolution
     spectral: bool = False  # spectral normalisation of every layer (the paper's way to bound the energy's slope)
     scale: float = 1.0  # of the network's output, which spectral normalisation leaves nearly flat
@@ -69,8 +69,8 @@ class PCDConfig:
 class Snapshots(nn.Module):
     """The mean energy of a network's present weights and some past ones (paper 000, section 4.1)."""
 
-    past: Tensor
-    held: Tensor
+    past: Tensor  # (count, W) past sets of W weights, the newest first
+    held: Tensor  # () how many there are so far
 
     def __init__(self, energy: PlainEnergy, count: int) -> None:
         """`count` past sets of weights, besides the present ones."""
@@ -167,7 +167,7 @@ class PCDModel(ImageModel):
             return torch.autograd.grad(self.energy(x, label, level).sum(), x)[0]
 
     def denoise(self, unit: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
-        """Refuses: an energy without noise levels has no denoiser."""
+        """Refuses: an energy without noise levels has no denoiser; raises `EbmtrajError`."""
         raise EbmtrajError("model pcd has no noise levels to denoise from; use --objective dsm")
 
     @torch.no_grad()
@@ -180,7 +180,10 @@ class PCDModel(ImageModel):
         watch: Watch | None = None,
         buffer: bool = False,
     ) -> Tensor:
-        """Draw images, `(count, C, H, W)` pixels, by chains from uniform noise or from the replay `buffer`."""
+        """Draw images, `(count, C, H, W)` pixels, by chains from uniform noise or from the replay `buffer`.
+
+        Raises `EbmtrajError` for labels as `check_labels`, and where the buffer holds none that are asked for.
+        """
         labels = self.check_labels(count, labels)
         steps = self.config.sample_steps
         if buffer:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ebmtraj.config import build, merge, to_plain
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.images.baselines.densities import ClassGaussianModel, GaussianModel, MixtureModel
 from ebmtraj.images.baselines.svm import SVMModel
@@ -72,8 +73,7 @@ def make_image_model(
     default: Any = cls.Config()
     usual = merge(to_plain(dataclasses.asdict(default)), cls.conditional_defaults if conditional else {})
     config: Any = build(cls.Config, merge(usual, to_plain(network or {})), source)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with weights_from(seed):
         return cls(shape, classes, conditional=conditional, config=config)
 
 

@@ -28,7 +28,7 @@ AMOUNTS = {"salt-and-pepper": 0.3, "inpaint": 0.5, "super-resolve": 2.0}
 
 @dataclass(frozen=True)
 class RestoreConfig:
-    """How images are restored."""
+    """How images are restored. Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder."""
 
     tolerance: float = 0.1  # standard deviation that an observed pixel is taken to have, in unit coordinates
     resolution: float = 1 / 16  # salt and pepper: black or white pixels within this much of black or white were perhaps kept

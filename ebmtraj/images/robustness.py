@@ -30,7 +30,7 @@ LOSSES = ("cross-entropy", "margin")  # either may be flat where the other is no
 
 @dataclass(frozen=True)
 class Defence:
-    """How classes are read."""
+    """How classes are read. Raises `EbmtrajError` for a setting out of its range."""
 
     steps: int = 10  # refinement steps; 0: the classifier as it is
     level: float = 0.3  # noise that is added, in unit coordinates
@@ -52,10 +52,13 @@ class Defence:
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """Projected gradient descent (Madry et al. 2018) through the refinement."""
+    """Projected gradient descent (Madry et al. 2018) through the refinement.
+
+    Raises `EbmtrajError` for an unknown norm, and for a setting out of its range.
+    """
 
     norm: Norm = "linf"
-    steps: int = 40
+    steps: int = 40  # of ascent
     draws: int = 8  # of noise, for each gradient, and for each answer that an attack without gradients asks for
     restarts: int = 1  # from other places within the ball, for each loss
 
@@ -84,7 +87,7 @@ class Unlabelled(nn.Module):
 
 
 def noised(model: ImageModel, pixels: Tensor, defence: Defence, draws: int, generator: torch.Generator) -> Tensor:
-    """Each image under noise of the defence's level, so many times over, `(M B, C, H, W)` in unit coordinates."""
+    """Each image `(B, C, H, W)` under noise of the defence's level, M times over, `(M B, C, H, W)` in unit coordinates."""
     x = model.unit(pixels).repeat(draws, 1, 1, 1)
     noise = torch.empty(x.shape, device=x.device).normal_(generator=generator)
     return x + defence.level * noise
@@ -183,7 +186,7 @@ def objective(each: Tensor, labels: Tensor, loss: str) -> Tensor:
 
 
 def project(x: Tensor, around: Tensor, eps: float, norm: str) -> Tensor:
-    """The nearest image to x within `eps` of another, and in [0, 1], `(B, C, H, W)`."""
+    """The nearest image to x within `eps` of the one `around`, and in [0, 1], all `(B, C, H, W)`."""
     change = x - around
     change = change.clamp(-eps, eps) if norm == "linf" else change * (eps / _length(change)).clamp(max=1)
     return (around + change).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""An explicit Gaussian base, and room for what is learnt of its residual."""
+"""An explicit Gaussian base, and room for what is learnt of its residual. The tilt: paper 004, equation 1."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class TiltedBase(nn.Module, abc.ABC):
     `prepare`, `tilt_gradient` and `gradient` as a noise-conditional energy has them.
     """
 
-    spread_mean: Tensor
-    spread_shift: Tensor
+    spread_mean: Tensor  # (D,) mean of log sigma
+    spread_shift: Tensor  # (D,) what is added to log sigma
 
     def __init__(
         self,
@@ -77,7 +77,10 @@ class TiltedBase(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def calibrate(self, z: Tensor, context: Tensor) -> None:
-        """Set the mild spread's mean and the constant per dimension that gives residuals unit spread; freezes the base."""
+        """Set the mild spread's mean and the constant per dimension that gives residuals unit spread; freezes the base.
+
+        Increments z `(N, D)`, normalised, and contexts `(N, C)`.
+        """
         self.spread_mean.copy_(self.base_net(context)[1].mean(0))
         self.spread_shift.zero_()
         mean, log_std = self.base(context)
@@ -94,6 +97,6 @@ class TiltedBase(nn.Module, abc.ABC):
         return base.mean + r * torch.exp(base.log_std)
 
     def prepare(self, context: Tensor, base: Base) -> Any:
-        """What the tilt is given, computed once a chain: the context and, if it sees it, the base itself."""
+        """What the tilt is given of a context `(B, C)`, once a chain: the context and, if it sees it, the base itself."""
         seen = torch.cat((context, base.mean, base.log_std), dim=-1) if self.base_context else context
         return self.tilt.prepare(seen)

@@ -66,7 +66,7 @@ def known_features(features: LevelFeatures, level: float) -> Tensor:
 
 
 def silu_with_slope(x: Tensor) -> tuple[Tensor, Tensor]:
-    """SiLU and its derivative, elementwise."""
+    """SiLU and its derivative, elementwise, of any shape."""
     gate = torch.sigmoid(x)
     value = x * gate
     return value, gate + value * (1 - gate)
@@ -89,7 +89,7 @@ class TimeFeatures(nn.Module):
 
 
 def softly_bounded(raw: Tensor, low: float, high: float) -> Tensor:
-    """`raw` brought between `low` and `high` by softplus, which keeps the gradient alive beyond them."""
+    """`raw`, of any shape, brought between `low` and `high` by softplus, which keeps the gradient alive beyond them."""
     below = high - F.softplus(high - raw)
     return low + F.softplus(below - low)
 

@@ -1,4 +1,4 @@
-"""Free vector fields: what a diffusion or flow model learns where an energy-based one has a gradient."""
+"""Free vector fields: what a diffusion or flow model learns where an energy-based one has a gradient. Karras et al. 2022."""
 
 from __future__ import annotations
 

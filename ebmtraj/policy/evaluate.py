@@ -17,15 +17,18 @@ from ebmtraj.policy.simulator import quaternions, rotation_between
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Fresh starts of the real environment; the command is fixed for an episode, with equally many episodes an axis."""
+    """Fresh starts of the real environment; the command is fixed for an episode, with equally many episodes an axis.
 
-    policy: str = "trained"
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    policy: str = "trained"  # a name of `envs.policies`
     checkpoint: str | None = None  # of the trained policy; the shipped one without it
     episodes: int = 256  # rounded up to a multiple of six
-    steps: int = 100
-    action_rule: str = "every-4th-random"
-    seed: int = 0
-    threads: int = 1
+    steps: int = 100  # control steps an episode
+    action_rule: str = "every-4th-random"  # which of its actions are random
+    seed: int = 0  # of starts and random actions
+    threads: int = 1  # of the simulator; they change nothing
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("steps", 1), ("seed", 0), ("threads", 1)):

@@ -19,19 +19,19 @@ from ebmtraj.policy.simulator import Array, TrainingSimulator, quaternions, rota
 
 @dataclass(frozen=True)
 class GaitConfig:
-    """How each of the six gaits is searched for."""
+    """How each of the six gaits is searched for. Raises `EbmtrajError` for a setting out of its range."""
 
     seeds: int = 2  # searches an axis that start apart; the best goes on to the refinement
-    population: int = 48
-    elites: int = 12
+    population: int = 48  # candidates a generation
+    elites: int = 12  # of them, which the next is drawn from
     starts: int = 2  # episodes a candidate in the first search
     steps: int = 100  # control steps an episode
-    generations: int = 10
-    refine_starts: int = 4
+    generations: int = 10  # of the first search
+    refine_starts: int = 4  # episodes a candidate in the refinement
     refine_generations: int = 6  # with every 4th action random
     smoothing: float = 0.3  # share of the old mean and spread that is kept
-    spread: float = 0.5
-    spread_floor: float = 0.05
+    spread: float = 0.5  # standard deviation of the first candidates
+    spread_floor: float = 0.05  # below which it does not fall
     clip: float = 0.4  # rad a step that count at most: a falling cube spins
     drop_cost: float = 1.0  # rad
 

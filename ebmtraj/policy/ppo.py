@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ebmtraj.device import weights_from
 from ebmtraj.envs import hand_cube
 from ebmtraj.envs.trained import (
     AXES,
@@ -35,21 +36,24 @@ CRITIC_EXTRA = 30 + 5  # joint and cube velocities; where the episode stands in 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """The task and the optimiser."""
+    """The task and the optimiser; `residual` and `speed` as `Body` has them, without a unit.
 
-    iterations: int = 200
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    iterations: int = 200  # updates
     batch: int = 512  # episodes side by side
     horizon: int = 24  # control steps between updates
-    epochs: int = 4
-    minibatch: int = 3072
-    gamma: float = 0.99
+    epochs: int = 4  # over the steps of an update
+    minibatch: int = 3072  # steps a gradient step
+    gamma: float = 0.99  # discount a control step
     lam: float = 0.95  # of the generalised advantage estimate
-    clip: float = 0.2
+    clip: float = 0.2  # of the ratio of probabilities
     learning_rate: float = 4e-4  # at the start; then it follows the divergence
-    target_kl: float = 0.016
-    entropy: float = 0.0
-    max_gradient: float = 1.0
-    hidden: tuple[int, ...] = (256, 128)
+    target_kl: float = 0.016  # divergence of an update that the rate is kept for
+    entropy: float = 0.0  # weight of the policy's entropy
+    max_gradient: float = 1.0  # norm above which a gradient is scaled down
+    hidden: tuple[int, ...] = (256, 128)  # units of each hidden layer
     log_std: float = -1.0  # at the start
     residual: float = 0.5
     speed: float = 0.5
@@ -150,7 +154,7 @@ class Task:
         return reward, clipped, dropped, self.age >= config.max_steps
 
     def advance(self, ended: NDArray[np.bool_]) -> None:
-        """Restart what has ended, and switch some commands."""
+        """Restart what has ended, of B episodes `(B,)`, and switch some commands."""
         switch = self.generator.random(len(ended)) < self.config.switch_probability
         other = (self.memory.axis + self.generator.integers(1, 6, size=len(ended))) % 6
         self.memory.axis = np.where(switch, other, self.memory.axis)
@@ -170,7 +174,7 @@ class Iteration:
 
     iteration: int
     turned: float  # rad per 100 steps about the command
-    turned_quiet: float  # the same of episodes without random actions
+    turned_quiet: float  # the same (rad per 100 steps) of episodes without random actions
     drops: float  # per 100 steps
     divergence: float
     learning_rate: float
@@ -193,8 +197,7 @@ def train_residual(
     seeds = np.random.SeedSequence(seed).spawn(2)
     torch_generator = torch.Generator().manual_seed(int(seeds[0].generate_state(1)[0]))
     task = Task(Body(gaits, config.residual, config.speed), config, simulator, starts, np.random.default_rng(seeds[1]))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seeds[0].generate_state(2)[1]))
+    with weights_from(int(seeds[0].generate_state(2)[1])):
         actor = Network((FEATURE_SIZE, *config.hidden, OUTPUT_SIZE), 0.01)
         critic = Network((FEATURE_SIZE + CRITIC_EXTRA, *config.hidden, 1), 1.0)
     log_std = nn.Parameter(torch.full((OUTPUT_SIZE,), config.log_std))

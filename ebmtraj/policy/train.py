@@ -26,14 +26,14 @@ CLOCK_GAP = 60.0  # seconds; a longer pause between two reports was a stopped pr
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Everything that decides the policy, but for the machine."""
+    """Everything that decides the policy, but for the machine. Raises `EbmtrajError` for a setting out of its range."""
 
-    seed: int = 0
+    seed: int = 0  # of all that is drawn
     threads: int = 2  # of the simulator, where it changes nothing, and of torch, where it changes the last bits
     starts: int = 1024  # settled starts of the real environment to train from
     timestep: float = 0.004  # seconds of physics; the real environment's 2 ms is 1.8 times slower
-    gaits: GaitConfig = field(default_factory=GaitConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
+    gaits: GaitConfig = field(default_factory=GaitConfig)  # how they are searched for
+    ppo: PPOConfig = field(default_factory=PPOConfig)  # how the network is trained
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("threads", 1), ("starts", 1)):

@@ -14,7 +14,7 @@ class StepSize:
     """Dual averaging of a log step size (Hoffman and Gelman 2014, algorithm 5), on the device and without a look at it.
 
     `exploring` is the size to try next, `settled` the one to keep; both are the first one until the first update. `groups`
-    adapts that many step sizes side by side.
+    adapts that many step sizes side by side. Sizes have the shape `groups`, `()` for one; `like` gives dtype and device.
     """
 
     def __init__(self, first: float, target: float, like: Tensor, groups: tuple[int, ...] = ()) -> None:
@@ -26,7 +26,7 @@ class StepSize:
         self.settled = self.exploring = torch.exp(self.log_exploring)
 
     def update(self, acceptance: Tensor) -> None:
-        """Take in the mean acceptance of a step, of the shape `groups`."""
+        """Take in the mean acceptance of a step, of the shape `groups`, as the step sizes: `()` for one."""
         self.count += 1
         share = 1 / (self.count + SLOW)
         self.error = (1 - share) * self.error + share * (self.target - acceptance)

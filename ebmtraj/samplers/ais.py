@@ -1,4 +1,7 @@
-"""Annealed importance sampling: the normaliser of an energy from below, and in reverse from above."""
+"""Annealed importance sampling: the normaliser of an energy from below, and in reverse from above.
+
+Neal 2001; Grosse et al. 2015.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,13 @@ from ebmtraj.samplers.langevin import frozen
 
 @dataclass(frozen=True)
 class AISConfig:
-    """How an energy is reached from a Gaussian (Neal 2001): many temperatures, a few exact steps at each."""
+    """How an energy is reached from a Gaussian (Neal 2001): many temperatures, a few exact steps at each.
+
+    Raises `EbmtrajError` for counts below 1, shares out of range and an unknown backend.
+    """
 
     temperatures: int = 1000  # steps of the path from the Gaussian, at inverse temperature 0, to the energy, at 1
-    particles: int = 1024
+    particles: int = 1024  # that take the path side by side
     transitions: int = 1  # Metropolis steps at each
     leapfrog: int = 1  # of each; 1: MALA
     jitter: float = 0.5  # each proposal's step size is drawn from 1 - jitter to 1 + jitter times it
@@ -57,10 +63,13 @@ class AISConfig:
 
 @dataclass(frozen=True)
 class GaussianBase:
-    """Where the path begins: a Gaussian with this mean and standard deviation, tensors of the event's shape."""
+    """Where the path begins: a Gaussian with this mean and standard deviation, tensors of the event's shape.
 
-    mean: Tensor
-    std: Tensor
+    Raises `EbmtrajError` where their shapes differ, a mean is not finite or a standard deviation not above 0.
+    """
+
+    mean: Tensor  # (*event,)
+    std: Tensor  # (*event,)
 
     def __post_init__(self) -> None:
         if self.mean.shape != self.std.shape or not bool((self.std > 0).all() & self.mean.isfinite().all()):
@@ -250,17 +259,20 @@ class Bridge:
         self.base = base
 
     def between(self, beta: Tensor) -> Target:
-        """The bridge at this inverse temperature, as a chain sees it."""
+        """The bridge at this inverse temperature `()`, as a chain sees it."""
         return lambda x: self.at(x, beta)
 
     def at(self, x: Tensor, beta: Tensor) -> State:
-        """The bridge's energy and gradient at x; parts: E, its gradient, the base's energy, its gradient."""
+        """The bridge's energy `(B,)` and gradient `(B, *event)` at x, of the gradient's shape.
+
+        Parts: E, its gradient, the base's energy, its gradient.
+        """
         there = self.target(x)
         return self.combined(x, (there.energy, there.gradient, *self.base.energy(x)), beta)
 
     @staticmethod
     def combined(x: Tensor, parts: tuple[Tensor, ...], beta: Tensor) -> State:
-        """The same at another inverse temperature, without calling the energy."""
+        """The same at another inverse temperature `()` from the parts, `(B,)` and `(B, *event)`; no energy is called."""
         e, g, base, base_g = parts
         return State(x, torch.lerp(base, e, beta), torch.lerp(base_g, g, beta), parts)
 

@@ -30,21 +30,21 @@ class Activation:
     by_value: bool = False  # its slope is known from its value, not from what it was given
 
     def value(self, h: Tensor) -> Tensor:
-        """Of units before their activation."""
+        """Of units before their activation, of any shape."""
         out: Tensor = self.forward(h, *self.settings, **dict(self.named))
         return out
 
     def pull(self, g: Tensor, h: Tensor, value: Tensor) -> Tensor:
-        """The gradient before the activation, given that behind it."""
+        """The gradient before the activation, given that behind it, of the same shape."""
         out: Tensor = self.backward(g, value if self.by_value else h, *self.behind, **dict(self.named))
         return out
 
     def value_into(self, h: Tensor, out: Tensor) -> Callable[[], Any]:
-        """`value` of what is in one buffer then, into another."""
+        """`value` of what is in one buffer then, into another of the same shape."""
         return partial(getattr(self.forward, "out", self.forward), h, *self.settings, out=out, **dict(self.named))
 
     def pull_into(self, g: Tensor, h: Tensor, value: Tensor, out: Tensor) -> Callable[[], Any]:
-        """`pull` of what is in these buffers then, into another or the gradient's own."""
+        """`pull` of what is in these buffers then, all of the same shape, into another or the gradient's own."""
         given = (g, value if self.by_value else h, *self.behind)
         return partial(self.backward.grad_input, *given, grad_input=out, **dict(self.named))
 
@@ -80,7 +80,7 @@ class Layers:
         *,
         brief: bool = False,
     ) -> None:
-        """`hidden` are weight and bias of all layers but the first and last; `activations` is one longer.
+        """`hidden`: weight `(out, in)` and bias `(out,)` of all layers but the first and last; `activations` is one longer.
 
         A `brief` chain does not pay back what it costs to lay out the transposed weights.
         """
@@ -133,7 +133,7 @@ class Pass:
 
 
 def blocks(rows: int, widest: int, like: Tensor) -> list[slice]:
-    """Rows that go through together, where the widest layer has so many units."""
+    """Rows that go through together, where the widest layer has so many units; `like`, of any shape, gives the device."""
     size = max(64, BLOCK // (widest * 8)) if like.device.type == "cpu" and like.dtype == torch.float32 else max(rows, 1)
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
@@ -152,7 +152,7 @@ class PlainGradient:
     """Gradient of a `PlainNetwork` for one chain; the weights are those at its making."""
 
     def __init__(self, plain: PlainNetwork, x: Tensor, dtype: torch.dtype | None = None, whole: bool = False) -> None:
-        """`whole` if energies are wanted, too."""
+        """For chains like x `(B, D)`, in another precision where `dtype` is given; `whole` if energies are wanted, too."""
         self.plain, self.dtype, self.whole = plain, dtype or x.dtype, whole
         first, *hidden, self.last = plain.linears
         self.weight = first.weight.detach().to(self.dtype).contiguous()
@@ -220,7 +220,7 @@ class PlainGradient:
 
 
 def plain_weights(plain: PlainNetwork) -> list[Tensor]:
-    """The weights and biases that `plain_slope` wants, as they are now; a missing bias is 0."""
+    """Each layer's weight `(out, in)` and bias `(out,)` that `plain_slope` wants, as they are now; a missing bias is 0."""
     pairs = [
         (m.weight.detach(), m.weight.new_zeros(m.out_features) if m.bias is None else m.bias.detach()) for m in plain.linears
     ]

@@ -19,7 +19,8 @@ class Ladder:
 
     By `rho` as in Karras et al. 2022, equation 5, or evenly in `angle`, the arc tangent of the level: for data of unit
     spread, where signal and noise are sine and cosine, the path is nearly straight in it (Salimans & Ho 2022, appendix D),
-    and three midpoint steps do what ten Heun steps do by levels.
+    and three midpoint steps do what ten Heun steps do by levels. Raises `EbmtrajError` unless levels >= 2, 0 < sigma_min <
+    sigma_max and rho > 0.
     """
 
     levels: int = 11  # one more than the steps between them

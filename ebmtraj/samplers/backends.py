@@ -108,7 +108,8 @@ def value_and_gradient_of(energy: Energy, backend: str = "auto") -> Both:
     """Energy `(B,)` and input gradient `(B, *event)` at once, as the samplers that accept or reject need them.
 
     An energy that shares work between the two may offer `value_and_gradient(x, context)` itself. Energies decide what is
-    accepted, so they are never computed in bf16. What is given is the caller's own.
+    accepted, so they are never computed in bf16. What is given is the caller's own. Raises `EbmtrajError` for an unknown
+    backend and, when called, where "analytic" is asked of an energy without a closed form.
     """
     check_backend(energy, backend)
     own = getattr(energy, "value_and_gradient", None)
@@ -229,7 +230,7 @@ def _autograd_slope(energy: Energy, laid_out: bool) -> Gradient:
 
 
 def laid_out(energy: Energy, backend: str, x: Tensor, context: Any) -> contextlib.AbstractContextManager[None]:
-    """For a whole chain, what `channels_last` does, where that is the way."""
+    """For a whole chain of x `(B, *event)`, what `channels_last` does, where that is the way."""
     images = x.dim() == 4 and backend != "autograd"
     return channels_last(energy) if images and choose(energy, backend, x, context).way == "channels_last" else _NOTHING
 

@@ -20,12 +20,12 @@ class Step(NamedTuple):
 
     energy: Energy
     context: Any
-    drift: Tensor
-    spread: Tensor
+    drift: Tensor  # () or (*event,), as the next
+    spread: Tensor  # () or (*event,)
     clip: float | None
     project: Callable[[Tensor], Tensor] | None
-    mask: Tensor | None
-    start: Tensor  # what x keeps where the mask is 0
+    mask: Tensor | None  # broadcasts to (B, *event): True where x moves
+    start: Tensor  # (B, *event) what x keeps where the mask is 0
     watch: Callable[[Tensor], Any] | None  # is shown the gradients, or their sum, before they are clipped
 
 
@@ -64,7 +64,7 @@ def compiled_steps(step: Step, x: Tensor, steps: int, generator: torch.Generator
 
 
 def graph_steps(step: Step, x: Tensor, steps: int, generator: torch.Generator) -> tuple[Tensor, int]:
-    """As many whole blocks as fit in `steps`, one captured as a CUDA graph and replayed; otherwise as `compiled_steps`.
+    """As many whole blocks as fit in `steps`, one captured as a CUDA graph and replayed; x `(B, *event)` and steps taken.
 
     The generator is registered with the graph, so every replay draws what the steps would have drawn. Raises `EbmtrajError`
     where x is on no CUDA device.

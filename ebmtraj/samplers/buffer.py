@@ -44,11 +44,11 @@ class ReplayBuffer:
         return torch.where(old.view(-1, *[1] * (fresh.dim() - 1)), self.items[index], fresh)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Tensors and numbers that bring this buffer back to the same bits."""
+        """Tensors, "items" `(capacity, *event)`, and numbers that bring this buffer back to the same bits."""
         return {"items": self.items}, {"count": self.count, "place": self.place}
 
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`, with "items" of the same shape."""
         self.items = self.items.to(tensors["items"].device).copy_(tensors["items"])
         self.count, self.place = numbers["count"], numbers["place"]
 
@@ -72,7 +72,8 @@ class PersistentChains:
     ) -> Tensor:
         """Run all chains by any sampler's settings; their states `(N, *event)`, which are the negatives.
 
-        A share `restart` of them begins anew from `fresh` `(N, *event)` first, which frees those that are stuck.
+        A share `restart` of them begins anew from `fresh` `(N, *event)` first, which frees those that are stuck. Raises
+        `EbmtrajError` for a share out of [0, 1] or fresh states of another shape, and what the sampler raises.
         """
         if not 0 <= restart <= 1 or (restart > 0 and (fresh is None or fresh.shape != self.x.shape)):
             raise EbmtrajError(
@@ -86,9 +87,9 @@ class PersistentChains:
         return self.x
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Tensors and numbers that bring these chains back to the same bits."""
+        """Tensors, "chains" `(N, *event)`, and numbers that bring these chains back to the same bits."""
         return {"chains": self.x}, {}
 
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`: "chains" `(N, *event)`."""
         self.x = tensors["chains"].clone()

@@ -11,7 +11,7 @@ from ebmtraj.errors import DivergedError, EbmtrajError
 
 
 def check_chain(x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
-    """Raise `EbmtrajError` where a start, a mask or a generator does not fit the chain."""
+    """Raise `EbmtrajError` where start `(B, *event)`, mask (broadcast to it) or generator do not fit the chain."""
     if x.dim() < 1 or not x.is_floating_point():
         raise EbmtrajError(f"sampler: the start is {x.dtype} of shape {tuple(x.shape)}; give floating-point (B, *event)")
     if mask is not None and not _broadcasts(mask, x):
@@ -35,7 +35,7 @@ def _broadcasts(mask: Tensor, x: Tensor) -> bool:
 
 
 def check_scale(x: Tensor, scale: tuple[float, ...] | None) -> Tensor:
-    """The preconditioner as a tensor that broadcasts to x; raises `EbmtrajError` where its size is another."""
+    """The preconditioner as a tensor `()` or `(*event,)`; raises `EbmtrajError` where x `(B, *event)` has another size."""
     if scale is None:
         return torch.ones((), dtype=x.dtype, device=x.device)
     if x.shape[1:].numel() != len(scale):
@@ -44,7 +44,7 @@ def check_scale(x: Tensor, scale: tuple[float, ...] | None) -> Tensor:
 
 
 def check_energy(energy: Any, values: Any, x: Tensor) -> None:
-    """Raise `EbmtrajError` where what an energy returned is not one number a chain."""
+    """Raise `EbmtrajError` where what an energy returned for x `(B, *event)` is not one number a chain, `(B,)`."""
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if shape != (len(x),):
         raise EbmtrajError(
@@ -54,7 +54,7 @@ def check_energy(energy: Any, values: Any, x: Tensor) -> None:
 
 
 def check_gradient(energy: Any, gradient: Any, x: Tensor) -> None:
-    """Raise `EbmtrajError` where a closed-form gradient is not of x's shape."""
+    """Raise `EbmtrajError` where a closed-form gradient is not of x's shape `(B, *event)`."""
     shape = tuple(gradient.shape) if isinstance(gradient, Tensor) else type(gradient).__name__
     if shape != tuple(x.shape):
         raise EbmtrajError(f"{name_of(energy)}: its gradient has shape {shape} for x of shape {tuple(x.shape)}")
@@ -85,7 +85,10 @@ def check_finite(energy: Any, what: str, values: Tensor, step: int | None = None
 
 
 class FirstFault:
-    """The step at which each chain first met what must not be, gathered on the device and read once at the end."""
+    """The step at which each chain of x `(B, *event)` first met what must not be, gathered on the device.
+
+    It is read once, at the end.
+    """
 
     def __init__(self, x: Tensor, warmup: int = 0) -> None:
         self.warmup = warmup  # so many steps before the first, at -warmup, -warmup + 1, ...

@@ -48,7 +48,10 @@ def compiled(energy: Any, function: Callable[..., Any], key: Any) -> Callable[..
 
 
 def slope(energy: Any, plain: Any, weights: Sequence[Tensor], x: Tensor, conditions: Sequence[Any]) -> Tensor:
-    """The gradient as a compiler wants it: the closed form where there is one, else by torch.func."""
+    """The gradient at x, `(B, *event)`, as a compiler wants it: the closed form where there is one, else by torch.func.
+
+    `plain` and `weights` are as `parts` gives them.
+    """
     if plain is not None:
         return plain_slope(plain, weights, x)
     if getattr(energy, "gradient", None) is not None:
@@ -60,7 +63,10 @@ def slope(energy: Any, plain: Any, weights: Sequence[Tensor], x: Tensor, conditi
 def value_and_slope(
     energy: Any, plain: Any, weights: Sequence[Tensor], x: Tensor, conditions: Sequence[Any]
 ) -> tuple[Tensor, Tensor]:
-    """Energies `(B,)` and the gradient as a compiler wants them."""
+    """Energies `(B,)` and the gradient at x, `(B, *event)`, as a compiler wants them.
+
+    `plain` and `weights` are as `parts` gives them.
+    """
     own = getattr(energy, "value_and_gradient", None)
     if own is not None:
         value, g = own(x, *conditions)
@@ -72,14 +78,17 @@ def value_and_slope(
 
 
 def parts(energy: Any, x: Tensor, *conditions: Any) -> tuple[Any, list[Tensor]]:
-    """The plain network that an energy is, and its weights now; None and no weights where it has a form of its own."""
+    """The plain network that an energy is in x `(B, *event)`, and its weights now.
+
+    None and no weights where it has a form of its own.
+    """
     own = getattr(energy, "gradient", None) is not None or any(c is not None for c in conditions)
     plain = None if own else plain_network(energy, x)
     return plain, [] if plain is None else plain_weights(plain)
 
 
 def compiled_slope(energy: Any) -> Callable[..., Tensor]:
-    """The gradient alone, compiled, for chains whose steps are not all alike."""
+    """The gradient alone, `(B, *event) -> (B, *event)`, compiled, for chains whose steps are not all alike."""
     made: dict[Any, Any] = {}
 
     def gradient(x: Tensor, *conditions: Any) -> Tensor:
@@ -107,7 +116,11 @@ def langevin_block(
     project: Callable[[Tensor], Tensor] | None,
     clip: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """`len(noise)` Langevin steps, and the sum of all gradients before they are clipped."""
+    """K Langevin steps by noise `(K, B, *event)`: x and the sum of all gradients before they are clipped, `(B, *event)`.
+
+    `weights` are as `parts` gives them, `drift` and `spread` as `sizes` of `langevin` does; `seen` is the sum so far and
+    `start` what x keeps where the mask is 0, both `(B, *event)`.
+    """
     for epsilon in noise.unbind(0):
         g = slope(energy, plain, weights, x, (context,))
         if mask is not None:

@@ -1,4 +1,4 @@
-"""Whether chains have mixed: effective sample size, split R-hat, and a summary of what `Info` holds."""
+"""Whether chains have mixed: effective sample size, split R-hat, and a summary of what `Info` holds. Vehtari et al. 2021."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def split_rhat(states: Tensor, *, rank: bool = True) -> Tensor:
 
 
 def split_chains(states: Tensor) -> Tensor:
-    """Each chain as two, `(K, C, *event) -> (K // 2, 2 C, *event)`."""
+    """Each chain as two, `(K, C, *event) -> (K // 2, 2 C, *event)`; raises `EbmtrajError` for K below 8 or no chain."""
     if states.dim() < 2 or len(states) < 8 or states.shape[1] < 1:
         raise EbmtrajError(
             f"diagnostics: states have shape {tuple(states.shape)}; they need (K, C, *event) with K >= 8 and C >= 1"

@@ -1,4 +1,4 @@
-"""The step contract of the samplers that accept or reject: one Metropolis step, with all its noise passed in."""
+"""The step contract of the samplers that accept or reject: one Metropolis step, with all its noise passed in. Neal 2011."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def select(chosen: Tensor, a: State, b: State) -> State:
 
 
 class Noise:
-    """All the noise of a chain, drawn in one order from one generator."""
+    """All the noise of a chain of states x `(B, *event)`, drawn in one order from one generator."""
 
     def __init__(self, x: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
         self.x, self.mask, self.generator = x, mask, generator
@@ -132,7 +132,7 @@ class Noise:
 
 
 class Block:
-    """The noise of several steps, drawn in the order in which one step after the other draws it."""
+    """The noise of several steps, drawn in the order of one step after the other; `size` is one step's, `()`."""
 
     def __init__(self, noise: Noise, length: int, size: Tensor, jitter: float) -> None:
         self.noise, self.size, self.jitter = noise, size, jitter
@@ -154,7 +154,7 @@ class Block:
 
 
 def target_of(energy: Energy, context: Any, mask: Tensor | None, backend: str) -> Target:
-    """The energy and its gradient as a chain sees them: at one context, with no slope where x is held."""
+    """The energy and its gradient as a chain sees them: at one context, with no slope where x `(B, *event)` is held."""
     both = value_and_gradient_of(energy, backend)
 
     def target(x: Tensor) -> State:
@@ -167,7 +167,7 @@ def target_of(energy: Energy, context: Any, mask: Tensor | None, backend: str) -
 def begin(
     energy: Energy, target: Target, x: Tensor, project: Callable[[Tensor], Tensor] | None, mask: Tensor | None
 ) -> State:
-    """The first state; raises `DivergedError` where its energy or gradient is not finite."""
+    """The first state, at x `(B, *event)`; raises `DivergedError` where its energy or gradient is not finite."""
     check_finite(energy, "state", x)
     first = x if project is None else project(x)
     state = target(first if mask is None else torch.where(mask.bool(), first, x))
@@ -182,7 +182,7 @@ def within(project: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Ten
 
 
 class History:
-    """What is kept of a chain's steps, if anything."""
+    """What is kept of the steps of a chain of states x `(B, *event)`, if anything."""
 
     def __init__(self, record: bool, keep: int, steps: int, x: Tensor) -> None:
         self.record, self.keep = record, keep
@@ -208,7 +208,7 @@ class History:
             self.states[before : before + len(kept)] = kept
 
     def info(self, last: State, acceptance: Tensor, step_size: Tensor | None) -> Info:
-        """The chain's `Info`."""
+        """The chain's `Info`, given its acceptance `(B,)` and step size, `()` or one a temperature."""
         energies, norms, errors = (
             torch.stack(values) if values else None for values in (self.energies, self.norms, self.errors)
         )

@@ -1,4 +1,4 @@
-"""The one Langevin core: every application is this chain on another energy."""
+"""The one Langevin core: every application is this chain on another energy. Paper 000, equation 1; Welling and Teh 2011."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from ebmtraj.samplers.checks import check_chain, check_finite, check_scale, name
 
 @dataclass(frozen=True)
 class LangevinConfig:
-    """Settings of the chain; all samplers of the package are settings of this one."""
+    """Settings of the chain; all samplers of the package are settings of this one.
+
+    Raises `EbmtrajError` where a number is out of its range, and for `noise` beside a ladder.
+    """
 
     steps: int = 60  # Langevin steps; with a ladder, corrector steps at each level
     step_size: float = 0.01  # lambda of paper 000, equation 1
@@ -206,7 +209,7 @@ def _chain(
 
 
 def sizes(config: LangevinConfig, scale: Tensor, growth: Tensor | float) -> tuple[Tensor, Tensor]:
-    """What multiplies gradient and noise in a step; `growth` is a level's square."""
+    """What multiplies gradient and noise in a step, each `()` or `(*event,)` as `scale`; `growth` is a level's square."""
     if config.noise is None:
         size = config.step_size * growth
         return 0.5 * size * scale**2, (size * config.temperature) ** 0.5 * scale
@@ -243,7 +246,7 @@ class _Trail:
 
 
 def evaluate(energy: Energy, x: Tensor, context: Any, level: Tensor | None) -> Tensor:
-    """The energy at x, with its noise level where there is one."""
+    """The energy at x, `(B, *event) -> (B,)`, with its noise level where there is one."""
     return energy(x, context) if level is None else energy(x, context, level)
 
 

@@ -1,4 +1,7 @@
-"""MALA and HMC on the Langevin core's step contract: the same call, with proposals that are accepted or rejected."""
+"""MALA and HMC on the Langevin core's step contract: the same call, with proposals that are accepted or rejected.
+
+Neal 2011; Roberts and Tweedie 1996.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from ebmtraj.samplers.metropolis_block import Alike, compiled_steps
 
 @dataclass(frozen=True)
 class HMCConfig:
-    """Hamiltonian Monte Carlo (Neal 2011): `leapfrog` steps of a particle with fresh momentum, then accept or reject."""
+    """Hamiltonian Monte Carlo (Neal 2011): `leapfrog` steps of a particle with fresh momentum, then accept or reject.
+
+    Raises `EbmtrajError` where a number is out of its range.
+    """
 
     steps: int = 100  # proposals, after the warm-up
     step_size: float = 0.1  # of a leapfrog step, in units of `scale`; with a warm-up, where that begins
@@ -31,7 +37,7 @@ class HMCConfig:
     jitter: float = 0.0  # each proposal's step size is drawn from 1 - jitter to 1 + jitter times it, which breaks resonances
     warmup: int = 0  # proposals before the first, in which the step size adapts to `target`; it is fixed afterwards
     target: float = 0.8  # acceptance that it adapts to
-    backend: Backend = "auto"
+    backend: Backend = "auto"  # how the gradient is computed, see `backends`
     record: bool = False  # keep energy, gradient norm and energy error of each step in Info
     keep: int = 0  # keep every so manieth state in Info; 0: none
 
@@ -53,7 +59,7 @@ class MALAConfig:
     scale: tuple[float, ...] | None = None  # preconditioner: a length an entry of the event
     warmup: int = 0  # proposals before the first, in which the step size adapts to `target`; it is fixed afterwards
     target: float = 0.574  # acceptance that it adapts to: the best one in many dimensions (Roberts and Rosenthal 1998)
-    backend: Backend = "auto"
+    backend: Backend = "auto"  # how the gradient is computed, see `backends`
     record: bool = False  # keep energy, gradient norm and energy error of each step in Info
     keep: int = 0  # keep every so manieth state in Info; 0: none
 
@@ -152,7 +158,7 @@ def metropolis(
     mask: Tensor | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Info]:
-    """The chain that `mala` and `hmc` share: warm up, then `steps` Metropolis steps of one size."""
+    """The chain that `mala` and `hmc` share, `(B, *event)`: warm up, then `steps` Metropolis steps of one size."""
     check_chain(x, mask, generator)
     before = generator.get_state()
 

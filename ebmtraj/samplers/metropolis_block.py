@@ -31,7 +31,9 @@ def block(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor, Tensor | None]:
     """As many Metropolis steps as there are `momenta` `(K, B, *event)`, see `hamiltonian_step` for the noise.
 
-    Gives the state, accepted `(B,)`, the highest energy `(B,)` and all states `(K, B, *event)`.
+    `given` are place, energy and gradient, `(B, *event)`, `(B,)` and `(B, *event)`; `log_uniforms` `(K, B)`, `sizes` `()` or
+    `(K, B, 1, ...)`, `scale` a number, `()` or `(*event,)`, and `weights` as `parts` gives them. Gives the state, accepted
+    `(B,)`, the highest energy `(B,)` and all states `(K, B, *event)`.
     """
 
     def target(x: Tensor) -> State:
@@ -57,12 +59,12 @@ class Alike(NamedTuple):
 
     energy: Energy
     context: Any
-    mask: Tensor | None
+    mask: Tensor | None  # broadcasts to (B, *event): True where x moves
     project: Callable[[Tensor], Tensor] | None
     leapfrog: int
     jitter: float
     beta: float
-    scale: Tensor | float
+    scale: Tensor | float  # a number, () or (*event,)
 
 
 def compiled_steps(

@@ -1,4 +1,4 @@
-"""Where chains start: drawn from many candidates by how well the energy likes them."""
+"""Where chains start: drawn from many candidates by how well the energy likes them. Rubin 1987."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def resample_tilt(
     `draw` gives one draw of the base for each chain, `(B, *event)`, whose density need not be known: it cancels. It is
     called `candidates` times; 1 leaves the base as it is. `shared`: all chains have the same context, so each start may be
     any of all the candidates, with a far smaller bias. Returns and raises as `resample`; the effective number of shared
-    candidates is over all of them.
+    candidates is over all of them. Raises `EbmtrajError` for fewer than one candidate, too.
     """
     if candidates < 1:
         raise EbmtrajError(f"resample: candidates = {candidates}; it needs 1 at least")

@@ -1,4 +1,4 @@
-"""Parallel tempering: hot chains cross barriers, and hand their places down by swaps."""
+"""Parallel tempering: hot chains cross barriers, and hand their places down by swaps. Geyer 1991."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ from ebmtraj.samplers.mcmc import check_metropolis
 
 @dataclass(frozen=True)
 class TemperingConfig:
-    """Replica exchange (Geyer 1991): every chain at every temperature, all in one batch."""
+    """Replica exchange (Geyer 1991): every chain at every temperature, all in one batch.
+
+    Raises `EbmtrajError` for fewer than two temperatures, where they do not rise from above 0, and for a number out of its
+    range.
+    """
 
     steps: int = 100  # rounds after the warm-up: a proposal at each temperature, then swaps
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # rising; the first is the one that is sampled
@@ -38,7 +42,7 @@ class TemperingConfig:
     scale: tuple[float, ...] | None = None  # a length an entry of the event
     warmup: int = 0  # rounds before the first, in which each temperature's step size adapts to `target`
     target: float = 0.6  # acceptance that they adapt to
-    backend: Backend = "auto"
+    backend: Backend = "auto"  # how the gradient is computed, see `backends`
     record: bool = False  # keep energy, gradient norm and energy error of the first temperature in Info
     keep: int = 0  # keep every so manieth state of the first temperature in Info; 0: none
 
@@ -117,7 +121,8 @@ def tempering(
 def swap(state: State, temperatures: Tensor, log_uniform: Tensor, odd: int) -> tuple[State, Tensor]:
     """Swap neighbours from the pair `odd` on, every other pair; the new state and the share of each pair's, `(R - 1,)`.
 
-    Rows of `state` are `(R B, ...)`, the first temperature's first; of `log_uniform` (R B,) the colder one's decides.
+    Of `temperatures` `(R,)`. Rows of `state` are `(R B, ...)`, the first temperature's first; of `log_uniform` (R B,) the
+    colder one's decides.
     """
     many = len(temperatures)
     energy = state.energy.view(many, -1)

@@ -24,14 +24,14 @@ FORMAT, VERSION = "ebmtraj", 1
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors with a JSON header and its sha256; killed at any moment, the file is the old one or the new one."""
+    """Write tensors of any shape with a JSON header and its sha256; killed at any moment, the file is the old or the new."""
     values = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False)
     write_atomic(path, save(values, metadata={"header": text, "sha256": digest_of(text, values)}))
 
 
 def digest_of(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of a header and of tensors on the CPU: names, types, shapes and bytes."""
+    """sha256 of a header and of tensors of any shape on the CPU: names, types, shapes and bytes."""
     flat = {name: tensor.contiguous().view(-1) for name, tensor in sorted(tensors.items())}
     kinds = [f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items())]
     return of_arrays(((name, tensor.view(torch.uint8).numpy()) for name, tensor in flat.items()), "|".join([header, *kinds]))
@@ -44,10 +44,10 @@ def recipe_seal(run: Path) -> dict[str, str]:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file; never unpickles.
+    """Header and tensors, of any shape, of a file; never unpickles.
 
-    Raises `EbmtrajError` where it is missing, damaged, not ours, or lies in a run whose recipe is not the one it was
-    trained with.
+    Raises `EbmtrajError` where it is missing, damaged, not ours, or lies in a run whose recipe is not the one it was trained
+    with.
     """
     if not path.is_file():
         raise EbmtrajError(f"checkpoint {path} does not exist")
@@ -90,7 +90,7 @@ def _check_recipe(path: Path, header: Mapping[str, Any]) -> None:
 def bounded(tensors: Mapping[str, Tensor], path: Path) -> Iterator[None]:
     """While a model is built from a checkpoint's header: raise `EbmtrajError` before it grows far beyond its tensors.
 
-    And for whatever else building it raises.
+    And for whatever else building it raises. Tensors may have any shape: their sizes are added up.
     """
     with _Bounded(sum(tensor.numel() for tensor in tensors.values()), path):
         try:
@@ -126,7 +126,7 @@ class _Bounded(TorchFunctionMode):
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put tensors into a module; raises `EbmtrajError` that names the first one that is missing or of another shape."""
+    """Put tensors of any shape into a module; raises `EbmtrajError` that names the first that is missing or does not fit."""
     own = module.state_dict()
     for name, value in own.items():
         if name not in tensors:

@@ -12,7 +12,7 @@ from ebmtraj.errors import EbmtrajError
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """When a training counts as diverged and what is tried then."""
+    """When a training counts as diverged and what is tried then. Raises `EbmtrajError` for a setting out of its range."""
 
     factor: float = 50.0  # a watched number this many times its usual size is a divergence
     floor: float = 10.0  # ... unless it is smaller than this anyhow

@@ -59,8 +59,8 @@ def train(
     """Train all stages of a model and leave its best averaged weights in it and in the run's checkpoints.
 
     Resumed from its last state on the same CPU, a killed run ends in the same bits as one that was not. Of processes that
-    train together, each calls this; the main one writes. Raises `EbmtrajError` where training keeps diverging after the
-    guard's retries.
+    train together, each calls this; the main one writes. Raises `DivergedError`, an `EbmtrajError`, where training keeps
+    diverging after the guard's retries.
     """
     device = data.device
     shares = model.stages()

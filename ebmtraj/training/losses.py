@@ -1,4 +1,7 @@
-"""Losses as pure functions; each returns the loss and what is worth logging."""
+"""Losses as pure functions; each returns the loss and what is worth logging.
+
+Paper 000, algorithm 1; Vincent 2011; Karras et al. 2022; Lipman et al. 2023; Bishop 1994.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ class Tilt(Protocol):
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Noise levels for denoising score matching: ln s ~ N(mean, std^2) (Karras et al. 2022, table 1)."""
+    """Noise levels for denoising score matching: ln s ~ N(mean, std^2) (Karras et al. 2022, table 1).
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     mean: float = -0.8
     std: float = 1.2
@@ -41,7 +47,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class TimeConfig:
-    """Times in [0, 1] for flow matching."""
+    """Times in [0, 1] for flow matching. Raises `EbmtrajError` for a setting out of its range."""
 
     law: Literal["logit-normal", "uniform"] = "logit-normal"  # as Esser et al. 2024
     mean: float = 0.0  # of logit t; above 0 is nearer the data
@@ -96,7 +102,8 @@ def flow_matching(
 ) -> Tensor:
     """Squared error of the velocity along straight paths from noise (t = 0) to data (t = 1), per element `(B,)`.
 
-    Lipman et al. 2023 with sigma_min = 0, the rectified flow of Liu et al. 2023.
+    Data z are `(B, D)`, contexts `(B, C)`, and `velocity` is `(x, context, t (B,)) -> (B, D)`. Lipman et al. 2023 with
+    sigma_min = 0, the rectified flow of Liu et al. 2023.
     """
     t = time.draw(len(z), generator)
     start = torch.empty_like(z).normal_(generator=generator)
@@ -105,10 +112,10 @@ def flow_matching(
 
 
 def gaussian_nll(z: Tensor, mean: Tensor, log_std: Tensor, beta: float = 0.0) -> Tensor:
-    """Negative log-likelihood of a diagonal Gaussian, mean over dimensions, `(B, D) -> (B,)`, without its constant.
+    """Negative log-likelihood of a diagonal Gaussian, mean over dimensions, without its constant, `(B,)`.
 
-    `beta` > 0 weights each dimension by its variance to that power, detached (Seitzer et al. 2022): beta 1 fits the mean as
-    least squares does, and the spread all the same.
+    z, `mean` and `log_std` are `(B, D)`. `beta` > 0 weights each dimension by its variance to that power, detached (Seitzer
+    et al. 2022): beta 1 fits the mean as least squares does, and the spread all the same.
     """
     nll = 0.5 * ((z - mean) * torch.exp(-log_std)).square() + log_std
     if beta > 0:
@@ -129,7 +136,10 @@ def mixture_nll(z: Tensor, log_weight: Tensor, mean: Tensor, log_std: Tensor) ->
 def contrastive_divergence(
     energy: Callable[[Tensor], Tensor], positive: Tensor, negative: Tensor, alpha: float
 ) -> tuple[Tensor, Logs]:
-    """Algorithm 1 of paper 000: E(x+) - E(x-) with an L2 penalty on both energies; `negative` carries no gradient."""
+    """Algorithm 1 of paper 000: E(x+) - E(x-) with an L2 penalty on both energies; `negative` carries no gradient.
+
+    Events `(B, *event)` -> a loss `()`.
+    """
     up, down = energy(positive), energy(negative.detach())
     gap = (up - down).mean()
     loss = gap + alpha * (up.square() + down.square()).mean()

@@ -1,6 +1,7 @@
 """Objectives that train any energy: improved contrastive divergence, noise contrast, density ratio, score matching.
 
-An energy is anything that gives `(x (B, *event), context) -> (B,)` and is differentiable in x and its own parameters.
+An energy is anything that gives `(x (B, *event), context) -> (B,)` and is differentiable in x and its own parameters. Paper
+003; Du et al. 2021; Gutmann and Hyvärinen 2010; Vincent 2011.
 """
 
 from __future__ import annotations
@@ -128,8 +129,10 @@ def noise_contrastive(
 ) -> tuple[Tensor, Logs]:
     """Noise-contrastive estimation (Gutmann and Hyvärinen 2010): tell data `(B, *event)` from noise `(N, *event)`.
 
-    The noise's normalised log density is given at both, `(B,)` and `(N,)`; `log_z` is the energy's log normaliser, a
-    parameter that is learnt along, or 0 where the energy is to learn it. At the optimum exp(-E - log_z) is the density.
+    The noise's normalised log density is given at both, `log_density_positive` `(B,)` and `log_density_noise` `(N,)`;
+    `log_z` is the energy's log normaliser, a parameter that is learnt along, or 0 where the energy is to learn it. At the
+    optimum exp(-E - log_z) is the density of the `positive`. Raises `EbmtrajError` where energies and log densities differ
+    in shape.
     """
     up, down = energy(positive, context), energy(noise, noise_context if noise_context is not None else context)
     check_energy(energy, up, positive)
@@ -152,7 +155,8 @@ def density_ratio(
 ) -> tuple[Tensor, Logs]:
     """Learn the tilt of a base: at the optimum exp(-E) is the data's density over the base's.
 
-    Noise contrast whose noise is the base's own samples `(N, *event)` and whose density need not be known.
+    Noise contrast of data `positive` `(B, *event)` whose noise is the base's own samples `(N, *event)` and whose density
+    need not be known.
     """
     return noise_contrastive(
         energy,
@@ -169,7 +173,7 @@ def score_matching(energy: Energy, x: Tensor, level: float, *, context: Any = No
     """Denoising score matching of any energy at one noise level (Vincent 2011), per element `(B,)`.
 
     Squared error of level grad E(x + level z) against z, mean over the event: at the optimum exp(-E) is the data's density
-    under noise of this level.
+    under noise of this level. Raises `EbmtrajError` for a level that is not above 0.
     """
     if not level > 0:
         raise EbmtrajError(f"score matching: level = {level}; it needs level > 0")

@@ -159,7 +159,7 @@ def check_same(recipe: Recipe, own: Recipe, run: Run) -> Recipe:
 
 
 def read_run(run: Path, command: str) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
-    """The checkpoint of a finished run of `ebmtraj train COMMAND`: its path, header and tensors.
+    """The checkpoint of a finished run of `ebmtraj train COMMAND`: its path, header and tensors, of any shape.
 
     Raises `EbmtrajError` where there is no such run, it is not finished, or damaged. Its kind is the caller's to check.
     """

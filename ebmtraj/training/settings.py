@@ -12,7 +12,10 @@ from ebmtraj.training.spread import Precision
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and how to train; the budget is in steps, so that a run reproduces to the bit."""
+    """How long and how to train; the budget is in steps, so that a run reproduces to the bit.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     steps: int = 30_000  # optimiser steps, all stages together
     seconds: float | None = None  # instead of steps: time a few, then take as many as fit (written to the run as steps)
@@ -20,18 +23,18 @@ class TrainingConfig:
     batch: int = 512  # of all processes together
     accumulate: int = 1  # parts that a process works its share of a batch through in, which saves memory
     precision: Precision = "fp32"  # bf16: losses under bfloat16 autocast; validation and weights stay fp32
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # of Adam, after its warm-up
     warmup: int = 200  # steps of linear warm-up
     constant: float = 0.4  # share of the steps before the cosine decay begins
     beta1: float = 0.9  # of Adam
     ema: float = 0.999  # decay of the averaged weights, which are the ones that are kept
     clip: float = 10.0  # bound on the gradient norm
     check_every: int = 500  # steps between validation, checkpoint and resume state
-    log_every: int = 50
+    log_every: int = 50  # steps between rows of metrics
     validation: int = 8192  # validation transitions at most, always the same ones
-    seed: int = 0
+    seed: int = 0  # of weights, batches and noise
     threads: int = 1  # CPU threads; another number gives other bits
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)  # what is a divergence, and what then
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "learning_rate", "check_every", "log_every", "validation", "clip", "accumulate"):

@@ -30,7 +30,7 @@ class State:
     total: int  # steps done in all
     optimiser: torch.optim.Adam
     averaged: Trainable  # EMA of the model
-    best: dict[str, Tensor]
+    best: dict[str, Tensor]  # weights by name, of any shape
     best_loss: float
     rate: float  # learning rate factor, lowered by the guard
     noise: torch.Generator
@@ -107,7 +107,10 @@ def load(
     guard: Guard,
     device: torch.device,
 ) -> tuple[State, int]:
-    """The state that was saved last, and how many rows of metrics came before it; the model takes its weights."""
+    """The state that was saved last, and how many rows of metrics came before it; the model takes its weights.
+
+    Raises `EbmtrajError` where it is damaged or does not fit the run.
+    """
     header, tensors = load_tensors(path)
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -115,9 +118,11 @@ def load(
 
     try:
         number = int(header["stage"])
+        current = shares[min(number, len(shares) - 1)]
         for stage in shares[:number]:
-            stage.module.requires_grad_(False)
-        state = begin(model, shares[min(number, len(shares) - 1)], number, config, device)
+            if stage.module is not current.module:
+                stage.module.requires_grad_(False)
+        state = begin(model, current, number, config, device)
         model.load_state_dict(part("model."))
         state.averaged.load_state_dict(part("averaged."))
         state.best, state.step, state.total = part("best."), header["step"], header["total"]

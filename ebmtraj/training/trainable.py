@@ -63,8 +63,8 @@ class Trainable(nn.Module, abc.ABC):
         """JSON values for the checkpoint: enough to build and use the model years later."""
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a resume needs beside the weights, such as a replay buffer: nothing, unless a subclass says so."""
+        """What a resume needs beside the weights: tensors by name, of any shape, and numbers; nothing unless overridden."""
         return {}, {}
 
     def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """The inverse of `extra_state`, with tensors of the same shape each."""

@@ -1,4 +1,7 @@
-"""Behaviour cloning: the next action as a mixture of Gaussians, given the present and what came of it in hindsight."""
+"""Behaviour cloning: the next action as a mixture of Gaussians, given the present and what came of it in hindsight.
+
+Emmons et al. 2022; Ghosh et al. 2021.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +32,20 @@ UNIT = 0.5  # rad that a label counts as 1
 
 @dataclass(frozen=True)
 class CloneConfig:
-    """A mixture density over the next actions, fitted by its likelihood."""
+    """A mixture density over the next actions, fitted by its likelihood.
 
-    width: int = 256
-    depth: int = 2
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     components: int = 1  # a Gaussian; more: a mixture of so many
     controls: int = 1  # actions before the present that are seen
     actions: int = 8  # the next ones, predicted together: a policy of single ones copies its last
     blind: float = 0.5  # share of the training examples whose past is hidden: a policy that copies it heeds no label
     horizons: tuple[int, ...] = (16,)  # steps ahead of which hindsight knows; a goal is any, an axis the last one's
     low: float = -4.0  # bounds of the log standard deviations
-    high: float = 1.0
+    high: float = 1.0  # the upper one
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
 
     def __post_init__(self) -> None:
@@ -163,7 +169,7 @@ def rotation_to(now: Tensor, then: Tensor) -> Tensor:
 
 
 def turn_label(turn: Tensor) -> Tensor:
-    """Which of the six signed axes a rotation vector `(B, 3)` follows most, and how far along it, `(B, 7)`."""
+    """Which of the six signed axes a rotation vector `(B, 3)` (rad) follows most, and how far, in half radians, `(B, 7)`."""
     along = torch.stack((turn, -turn), dim=-1).flatten(1)  # +x -x +y -y +z -z
     most, axis = along.max(dim=1)
     told = torch.nn.functional.one_hot(axis, 6).to(turn.dtype)

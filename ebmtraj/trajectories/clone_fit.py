@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,11 @@ import torch
 
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.checkpoint import bounded, load_weights
 from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.recipe import settled_recipe
 from ebmtraj.training.run import Kind, train_run
 from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.clone import LABELS, CloneConfig, CloneModel
@@ -24,13 +25,16 @@ from ebmtraj.trajectories.stored import environment_of, open_store, read_trained
 
 @dataclass(frozen=True)
 class CloneRecipe:
-    """All that decides a cloned policy; `config.toml` in the run directory holds exactly this."""
+    """All that decides a cloned policy; `config.toml` in the run directory holds exactly this.
+
+    Raises `EbmtrajError` for an unknown label.
+    """
 
     label: str = "none"  # what it is told beside the present, of `clone.LABELS`
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
-    network: CloneConfig = field(default_factory=CloneConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    network: CloneConfig = field(default_factory=CloneConfig)  # settings of the model
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # how long and how to train
 
     def __post_init__(self) -> None:
         if self.label not in LABELS:
@@ -41,9 +45,7 @@ def load_clone_recipe(
     path: Path | None, overrides: Sequence[str], given: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> CloneRecipe:
     """Defaults, then the recipe file, then `--set`, then the command's own options, all checked."""
-    usual = recipes.to_plain(dataclasses.asdict(CloneRecipe()))
-    recipe = recipes.from_recipe(CloneRecipe, path, overrides, recipes.merge(usual, defaults or {}))
-    return dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    return settled_recipe(CloneRecipe, path, overrides, given, defaults)
 
 
 def train_clone(
@@ -81,8 +83,7 @@ def load_clone(run: Path, device: torch.device | str = "cpu") -> tuple[CloneMode
 
 def _fresh(recipe: CloneRecipe, store: Store) -> CloneModel:
     """The model before its first step, its weights drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed)
+    with weights_from(recipe.training.seed):
         return CloneModel(
             store.state_fields,
             store.action_fields,

@@ -21,11 +21,14 @@ Holds = Callable[[Tensor], Tensor]  # states (B, S) -> which episodes repeat the
 
 @dataclass(frozen=True)
 class ExecuteConfig:
-    """Fresh starts of the environment, none of which is in any store."""
+    """Fresh starts of the environment, none of which is in any store.
 
-    episodes: int = 48
-    steps: int = 100
-    seed: int = 0
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    episodes: int = 48  # side by side
+    steps: int = 100  # control steps an episode
+    seed: int = 0  # of starts and of the controller's noise
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.steps) < 1 or self.seed < 0:

@@ -19,6 +19,7 @@ from ebmtraj.device import free_memory
 from ebmtraj.fields import total_size
 from ebmtraj.runs import Run
 from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.recipe import Usual, recipe_by_model
 from ebmtraj.training.run import Kind, check_same, train_run
 from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.model import TransitionModel
@@ -36,7 +37,7 @@ class TransitionRecipe:
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
     stream: bool | Literal["auto"] = "auto"  # read the store while training; auto: where memory would not hold it
     network: dict[str, Any] = field(default_factory=dict)  # settings of the model, see its Config
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # how long and how to train
 
 
 def load_recipe(
@@ -46,18 +47,12 @@ def load_recipe(
 
     Raises `EbmtrajError` that names the first key or value that is not known.
     """
-    recipe = recipes.from_recipe(TransitionRecipe, path, overrides, defaults)
-    chosen = model_class(given.get("model") or recipe.model)
-    actions = recipe.actions if given.get("actions") is None else given["actions"]
-    network_defaults = chosen.action_defaults if actions else {}
-    own = recipes.merge({"training": chosen.training_defaults, "network": network_defaults}, defaults or {})
-    recipe = recipes.from_recipe(TransitionRecipe, path, overrides, own)
-    recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    config: Any = chosen.Config
-    # on top of the model's own defaults, so that one setting of its sampler leaves the others as they are
-    network = recipes.merge(recipes.to_plain(dataclasses.asdict(config())), recipe.network)
-    settings: Any = recipes.build(config, network, "recipe: network")
-    return dataclasses.replace(recipe, network=dataclasses.asdict(settings))
+    return recipe_by_model(TransitionRecipe, path, overrides, given, defaults, _usual)
+
+
+def _usual(recipe: TransitionRecipe) -> Usual:
+    chosen = model_class(recipe.model)
+    return Usual(chosen.Config, chosen.action_defaults if recipe.actions else {}, chosen.training_defaults)
 
 
 def completed(recipe: TransitionRecipe, source: str) -> TransitionRecipe:

@@ -58,7 +58,8 @@ def moves(
     """The normalised increments that led to `state` `(B, S)`, oldest first, `(B, H, D + 1)`, or `(B, H, D + A + 1)`.
 
     With `controls`, each comes with the action that was taken. The last entry says whether it is known; one that is not is 0
-    throughout. With `noise`, increments are blurred by Gaussian noise of that many standard deviations of the data.
+    throughout. With `noise`, increments are blurred by Gaussian noise of that many standard deviations of the data. Raises
+    `EbmtrajError` where controls are wanted and the past has none.
     """
     states = torch.cat((past.state, state.unsqueeze(1)), dim=1)
     z = normaliser.delta(states[:, :-1], states[:, 1:])

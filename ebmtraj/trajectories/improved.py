@@ -1,4 +1,7 @@
-"""The paper's transition energy trained by improved contrastive divergence: with the term that plain CD leaves out."""
+"""The paper's transition energy trained by improved contrastive divergence: with the term that plain CD leaves out.
+
+Paper 003; Du et al. 2021.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from ebmtraj.trajectories.transition import PairConfig, PairModel
 
 @dataclass(frozen=True)
 class ImprovedConfig(PairConfig):
-    """As `PairConfig`, and how much the KL term weighs; chains move the second half of a pair."""
+    """As `PairConfig`, and how much the KL term weighs; chains move the second half of a pair.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     kl: float = 0.1  # weight of the KL term: the negatives' energy less their entropy
     entropy: float = 1.0  # weight of the entropy within it

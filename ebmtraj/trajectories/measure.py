@@ -30,7 +30,8 @@ def rotation_task(
 ) -> tuple[TaskCost, Tensor | None, list[str]]:
     """The task with an axis `(B, 3)` for each episode, those axes (None without a rotate term), and the name of each.
 
-    With `axis=all`, the six signed axes are shared out among the episodes, equally many each.
+    Axes are unit vectors without a unit. With `axis=all`, the six signed axes are shared out among the episodes, equally
+    many each; raises `EbmtrajError` where `episodes` is no multiple of six.
     """
     term = next((part for part in task.parts if isinstance(part, Rotate)), None)
     if term is None:
@@ -64,10 +65,11 @@ def turned(execution: Execution, axis: Tensor, quaternion: slice) -> Tensor:
 def measures(
     execution: Execution, config: ExecuteConfig, state_fields: tuple[Field, ...], axis: Tensor | None, names: list[str]
 ) -> dict[str, Any]:
-    """What an execution came to, as JSON values.
+    """What an execution came to, as JSON values; `axis` `(B, 3)` is that of each episode, where it turned about one.
 
     `progress_rad_per_100` and `drop_rate` are those of `evaluate_policy`; the standard error is that of the mean of the
-    axes' means. `ms_per_step` is the controller's time for a control step of one episode of the batch.
+    axes' means. `ms_per_step` is the controller's time for a control step of one episode of the batch. Raises `EbmtrajError`
+    for an axis in states without an orientation.
     """
     dropped = execution.dropped.double().cpu().numpy()
     steps = execution.actions.shape[1]
@@ -166,7 +168,7 @@ def reorients(task: TaskCost) -> bool:
 
 
 def error(states: Tensor, goal: Tensor, state_fields: tuple[Field, ...]) -> Tensor:
-    """Radians left to goals `(B, 4)` in states `(B, S)`, `(B,)`."""
+    """Radians left to goals `(B, 4)` in states `(B, S)`, `(B,)`; raises `EbmtrajError` for states without an orientation."""
     return _angle(states[:, _quaternion(state_fields)], goal)
 
 

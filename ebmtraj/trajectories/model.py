@@ -45,6 +45,7 @@ class TransitionModel(Trainable):
     action_defaults: ClassVar[dict[str, Any]] = {}  # of the recipe's `network`, for models that are given actions
 
     def __init__(self, state_fields: Sequence[Field], action_fields: Sequence[Field], *, actions: bool, config: Any) -> None:
+        """Raises `EbmtrajError` where the settings do not fit the fields, or want controls of a model without actions."""
         super().__init__()
         self.state_fields, self.action_fields = tuple(state_fields), tuple(action_fields)
         self.actions, self.config = actions, settled(config, state_fields)
@@ -90,14 +91,17 @@ class TransitionModel(Trainable):
         return torch.cat((context, before.flatten(1)), dim=-1)
 
     def seen_of(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """`seen` of a batch; with a generator, as training blurs and forgets the past."""
+        """`seen` of a batch, `(B, C)`; with a generator, as training blurs and forgets the past."""
         past, noise = batch.past, 0.0
         if self.history and past is not None and generator is not None and self.training:
             past, noise = forgotten(past, self.config.forget, generator), self.config.history_noise
         return self.seen(batch.state, batch.action, past, noise, generator)
 
     def expected_move(self, state: Tensor, seen: Tensor) -> Tensor:
-        """Each member's expected increment, normalised, `(M, B, S), (M, B, C) -> (M, B, D)`, given what `seen` gives."""
+        """Each member's expected increment, normalised, `(M, B, S), (M, B, C) -> (M, B, D)`, given what `seen` gives.
+
+        Raises `EbmtrajError` for a model that expects none.
+        """
         raise EbmtrajError(f"model {self.name} expects no next state")
 
     @abc.abstractmethod

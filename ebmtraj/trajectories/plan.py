@@ -1,4 +1,7 @@
-"""Plans: a window of actions drawn from the energy, guided by a task cost of what the actions are expected to lead to."""
+"""Plans: a window of actions drawn from the energy, guided by a task cost of what the actions are expected to lead to.
+
+A cost added to an energy: paper 002; guided steps: Janner et al. 2022.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,18 @@ from ebmtraj.trajectories.window import Situation, WindowModel
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """How a plan is drawn; nothing here is trained, so all of it can be set anew for each task."""
+    """How a plan is drawn; nothing here is trained, so all of it can be set anew for each task.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     candidates: int = 4  # windows drawn for each present, of which the one of the least expected cost is kept
     guidance: float = 300.0  # how strongly the task cost pulls at every noise level; 0: it only chooses among candidates
     reach: float = 0.9  # standard deviations of the base by which it pulls at most, root mean square over the window
     prior: bool = True  # false: the Gaussian base alone, without the energy
     levels: int = 8  # noise levels, one step each
-    sigma_max: float = 5.0
-    sigma_min: float = 0.05
+    sigma_max: float = 5.0  # the first level, in standard deviations of the base's residual
+    sigma_min: float = 0.05  # and the last
     every: int = 1  # control steps between plans
 
     def __post_init__(self) -> None:

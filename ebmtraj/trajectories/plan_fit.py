@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,11 @@ import torch
 from ebmtraj import config as recipes
 from ebmtraj.datasets.ahead import Windows
 from ebmtraj.datasets.store import Store
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.checkpoint import bounded, load_weights
 from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.recipe import settled_recipe
 from ebmtraj.training.run import Kind, train_run
 from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.stored import environment_of, episode_limit, open_store, read_trained
@@ -24,12 +25,16 @@ from ebmtraj.trajectories.window import PRIORS, WindowConfig, WindowModel
 
 @dataclass(frozen=True)
 class PlanRecipe:
-    """All that decides a model that plans; `config.toml` in the run directory holds exactly this."""
+    """All that decides a model that plans; `config.toml` in the run directory holds exactly this.
+
+    Raises `EbmtrajError` for an unknown prior.
+    """
 
     prior: str = "energy"  # a name of `trajectories.window.PRIORS`
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
-    network: WindowConfig = field(default_factory=WindowConfig)
+    network: WindowConfig = field(default_factory=WindowConfig)  # settings of the model
+    # how long and how to train
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=2e-3, constant=0.3))
 
     def __post_init__(self) -> None:
@@ -41,9 +46,7 @@ def load_plan_recipe(
     path: Path | None, overrides: Sequence[str], given: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> PlanRecipe:
     """Defaults, then the recipe file, then `--set`, then the command's own options, all checked."""
-    usual = recipes.to_plain(dataclasses.asdict(PlanRecipe()))  # so that one setting leaves the others as they are
-    recipe = recipes.from_recipe(PlanRecipe, path, overrides, recipes.merge(usual, defaults or {}))
-    return dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    return settled_recipe(PlanRecipe, path, overrides, given, defaults)
 
 
 def train_plan(
@@ -87,8 +90,7 @@ def load_plan_model(run: Path, device: torch.device | str = "cpu") -> tuple[Wind
 
 def _fresh(recipe: PlanRecipe, store: Store) -> WindowModel:
     """The model before its first step, its weights drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed)
+    with weights_from(recipe.training.seed):
         return WindowModel(
             store.state_fields,
             store.action_fields,

@@ -34,12 +34,15 @@ BASES: dict[str, type[TransitionModel]] = {
 
 @dataclass(frozen=True)
 class RatioConfig:
-    """What is tilted, by which network, and among how many candidates a next state is chosen."""
+    """What is tilted, by which network, and among how many candidates a next state is chosen.
+
+    Raises `EbmtrajError` for a setting out of its range, and for a model that can't be tilted.
+    """
 
     of: str = "mdn"  # the model that is tilted
     base: dict[str, Any] = field(default_factory=dict)  # its settings, as `network` of its own recipe
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
     share: float = 0.4  # of the training steps, for the tilt
     candidates: int = 8  # of the model, one of which is taken by its weight exp(-E)

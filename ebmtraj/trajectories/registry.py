@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ebmtraj.config import build, merge, to_plain
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.fields import Field, fields_from_json
 from ebmtraj.training.checkpoint import bounded, load_tensors, load_weights
@@ -67,8 +68,7 @@ def make_model(
     """A fresh model whose weights are drawn from `seed`; raises `EbmtrajError` for settings that it does not know."""
     cls = model_class(name)
     config: Any = build(cls.Config, network, source)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with weights_from(seed):
         return cls(state_fields, action_fields, actions=actions, config=config)
 
 

@@ -1,4 +1,7 @@
-"""What models with an explicit base share: the base, then a noise-conditional model of its residual."""
+"""What models with an explicit base share: the base, then a noise-conditional model of its residual.
+
+Paper 004, equation 1; Vincent 2011; Karras et al. 2022.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,13 @@ LADDER = Ladder(levels=4, sigma_max=20.0, sigma_min=0.02, spacing="angle", predi
 
 @dataclass(frozen=True)
 class ResidualConfig:
-    """An explicit base and a noise-conditional model of its residual."""
+    """An explicit base and a noise-conditional model of its residual.
 
-    width: int = 256
-    depth: int = 2
+    Raises `EbmtrajError` for a setting out of its range, and for a sampler without a ladder.
+    """
+
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     base: bool = True  # false: none is learnt, and all the training steps go to the model of the increment itself
     base_context: bool = True  # that model sees the base's mean and log standard deviation, too
     base_share: float = 0.3  # of the training steps, for the base, if there is one
@@ -41,8 +47,7 @@ class ResidualConfig:
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
-    history: int | Literal["auto"] = 0  # states before the present one that are seen, as the moves between them; auto: 2,
-    # unless the state has velocities
+    history: int | Literal["auto"] = 0  # past states seen, as moves between them; auto: 2, or 0 where states have velocities
     previous_control: bool = False  # with the actions that were taken there; for models that are given actions
     history_noise: float = 0.1  # on those moves, in training: a rollout's own are not quite the data's
     forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins

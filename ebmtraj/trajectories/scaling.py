@@ -1,4 +1,7 @@
-"""Whether increments are better modelled on the Gaussian's scale: asked of the data before training."""
+"""Whether increments are better modelled on the Gaussian's scale: asked of the data before training.
+
+Chen & Gopinath 2000.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Transition energies in the coordinates that whole sequences are planned in, bounded off their data."""
+"""Transition energies in the coordinates that whole sequences are planned in, bounded off their data.
+
+Papers 000, section 5, and 004.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class TiltedCoordinates(TransitionCoordinates):
         # what never moved in the data is left at its mean
         self.register_buffer("moves", model.normaliser.delta_inverse.any(dim=0).float(), persistent=False)
 
-    moves: Tensor
+    moves: Tensor  # (D,) 1 for each residual that moves a state, 0 for the others
 
     def unroll(self, start: Tensor, x: Tensor) -> Sequence:
         """The states that residuals, followed by actions of a model that is given any, `(B, T, D + A)`, lead to."""

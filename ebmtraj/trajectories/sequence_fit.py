@@ -13,9 +13,11 @@ import torch
 from ebmtraj import config as recipes
 from ebmtraj.datasets.store import Store
 from ebmtraj.datasets.windows import Transitions
+from ebmtraj.device import weights_from
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.training.checkpoint import bounded, load_weights
 from ebmtraj.training.loop import Progress, Result
+from ebmtraj.training.recipe import settled_recipe
 from ebmtraj.training.run import Kind, train_run
 from ebmtraj.training.settings import TrainingConfig
 from ebmtraj.trajectories.sequence_model import SequenceModel, SequenceNetwork
@@ -28,7 +30,8 @@ class SequenceRecipe:
 
     data: str = ""  # the store
     content_hash: str | None = None  # of the store, so that a run says what it was trained on
-    network: SequenceNetwork = field(default_factory=SequenceNetwork)
+    network: SequenceNetwork = field(default_factory=SequenceNetwork)  # settings of the model
+    # how long and how to train
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=15_000, learning_rate=4e-3, constant=0.2))
 
 
@@ -36,9 +39,7 @@ def load_sequence_recipe(
     path: Path | None, overrides: Sequence[str], given: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> SequenceRecipe:
     """Defaults, then the recipe file, then `--set`, then the command's own options, all checked."""
-    usual = recipes.to_plain(dataclasses.asdict(SequenceRecipe()))  # so that one setting leaves the others as they are
-    recipe = recipes.from_recipe(SequenceRecipe, path, overrides, recipes.merge(usual, defaults or {}))
-    recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    recipe = settled_recipe(SequenceRecipe, path, overrides, given, defaults)
     return dataclasses.replace(recipe, network=recipe.network.completed("recipe"))
 
 
@@ -73,8 +74,7 @@ def load_sequence_model(run: Path, device: torch.device | str = "cpu") -> tuple[
 
 def _fresh(recipe: SequenceRecipe, store: Store) -> SequenceModel:
     """The model before its first step, its weights drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed)
+    with weights_from(recipe.training.seed):
         network = recipe.network.completed("recipe")  # a resumed run's own recipe has no nulls, but the same checkpoint
         return SequenceModel(store.state_fields, store.action_fields, network=network, environment=environment_of(store))
 

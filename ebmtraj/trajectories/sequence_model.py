@@ -1,4 +1,7 @@
-"""What plans of states are made of: a transition energy E(s, s'), and the inverse model that says how to follow it."""
+"""What plans of states are made of: a transition energy E(s, s'), and the inverse model that says how to follow it.
+
+Papers 000, section 5, and 002.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {"dsm": {"width": 128}, "cd": {}, "icd": {
 class InverseConfig:
     """A plain network on the state and the increment to the next one."""
 
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
@@ -38,7 +41,10 @@ class InverseConfig:
 
 @dataclass(frozen=True)
 class SequenceNetwork:
-    """A transition energy and an inverse model, trained one after the other."""
+    """A transition energy and an inverse model, trained one after the other.
+
+    Raises `EbmtrajError` for an unknown objective and a share out of its range.
+    """
 
     objective: str = "dsm"  # of the transition energy: dsm, cd or icd
     transition: dict[str, Any] = field(default_factory=dict)  # its settings, as `network` of `train transition`
@@ -66,8 +72,8 @@ class SequenceNetwork:
 class SequenceModel(Trainable):
     """E(s_t, s_t+1) as `train transition` learns it, and a = f(s_t, s_t+1) by least squares, in one checkpoint."""
 
-    action_low: Tensor
-    action_high: Tensor
+    action_low: Tensor  # (A,), in the action's units, as the next
+    action_high: Tensor  # (A,)
 
     def __init__(
         self,
@@ -117,7 +123,7 @@ class SequenceModel(Trainable):
         return self.transition.extra_state()
 
     def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """The inverse of `extra_state`, with tensors of the same shapes."""
         self.transition.load_extra_state(tensors, numbers)
 
     def act(self, state: Tensor, next_state: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Plans by the trajectory energy: sequences of states drawn from summed transition energies plus a task cost."""
+"""Plans by the trajectory energy: sequences of states drawn from summed transition energies plus a task cost.
+
+Papers 000, section 5, and 002; Du, Lin and Mordatch 2019.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ Inverse = Callable[[Tensor, Tensor], Tensor]  # states (B, S), the next ones (B,
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """How sequences are planned; nothing here is trained, so all of it can be set anew for each task."""
+    """How sequences are planned; nothing here is trained, so all of it can be set anew for each task.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     horizon: int = 16  # control steps
     plans: int = 4  # chains a start; the one of least energy plus cost is followed
@@ -36,7 +42,7 @@ class SequenceConfig:
     level: float = 0.4  # noise level at which dsm's energy judges plans, and the last of its ladder
     first: float = 1.0  # the first
     again: float = 0.8  # the first where the last plan, some steps on, is gone on with
-    levels: int = 4
+    levels: int = 4  # noise levels from the first to the last
     steps: int = 6  # Langevin steps at each level
     step_size: float = 0.3  # times the level's square
     temperature: float = 0.02  # 1 samples the data's own sequences, tilted by the cost; near 0, the best ones

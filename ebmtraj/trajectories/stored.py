@@ -28,7 +28,7 @@ class Trained(NamedTuple):
 
     path: Path  # of the checkpoint
     header: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # by name, of any shape
     state_fields: tuple[Field, ...]
     action_fields: tuple[Field, ...]
     network: dict[str, Any]

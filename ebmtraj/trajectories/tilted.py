@@ -1,4 +1,7 @@
-"""How an explicit base and what tilts it are trained, whatever they are over."""
+"""How an explicit base and what tilts it are trained, whatever they are over.
+
+Paper 004, equation 1; Vincent 2011; Karras et al. 2022.
+"""
 
 from __future__ import annotations
 

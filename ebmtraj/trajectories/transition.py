@@ -1,4 +1,4 @@
-"""Transition energies as transition models: how each is trained and sampled."""
+"""Transition energies as transition models: how each is trained and sampled. Papers 000, section 5, and 004."""
 
 from __future__ import annotations
 
@@ -58,11 +58,12 @@ class PairConfig:
     By default the network tilts a unit Gaussian of the whitened increment, and every chain, in training and in rollouts,
     starts from that Gaussian. The paper's own setting is `space=state negatives=pair matrices=false whiten=false scale=1
     prior=0 start=uniform keep=0.95 alpha=1 beta1=0 sampler.step_size=10 sampler.noise=0.005 sampler.steps=20
-    rollout_steps=20`, each with `--set network.` before it.
+    rollout_steps=20`, each with `--set network.` before it. Raises `EbmtrajError` for a setting out of its range, and for a
+    sampler with a ladder.
     """
 
-    width: int = 128
-    depth: int = 3
+    width: int = 128  # units of a hidden layer
+    depth: int = 3  # hidden layers
     spectral: bool = True  # spectral normalisation of every layer
     matrices: bool = True  # see quaternions as rotation matrices; the paper's pair has them as they are
     space: Literal["state", "delta"] = "delta"  # second half of the pair: the next state (paper) or the increment to it
@@ -129,7 +130,7 @@ class PairModel(TransitionModel):
         return self.buffer.state()
 
     def load_extra_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """The inverse of `extra_state`, with tensors of the same shapes."""
         self.buffer.load(tensors, numbers)
 
     def pair(self, state: Tensor, action: Tensor | None, next_state: Tensor) -> Tensor:

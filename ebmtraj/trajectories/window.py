@@ -1,4 +1,7 @@
-"""The model that plans are made of: which actions the data would take next, and where actions are expected to lead."""
+"""The model that plans are made of: which actions the data would take next, and where actions are expected to lead.
+
+The tilt of a base: paper 004, equation 1.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +37,23 @@ PRIORS: dict[str, type[TiltedBase]] = {
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """An energy of the next actions on an explicit base, and a model of what they are expected to lead to."""
+    """An energy of the next actions on an explicit base, and a model of what they are expected to lead to.
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     actions: int = 8  # steps of a window
     horizons: tuple[int, ...] = (2, 4, 8, 16, 32)  # steps ahead at which outcomes are expected
-    width: int = 256
-    depth: int = 2
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers
     members: int = 2  # networks whose mean is the expected outcome
     controls: int = 1  # actions before the present that are seen: with more, a model knows when random ones are due
     base_share: float = 0.2  # of the training steps
-    outcome_share: float = 0.3
+    outcome_share: float = 0.3  # of the training steps, for the model of outcomes
     mildness: float = 0.5  # how much of the base's varying spread is kept; 1 keeps all, 0 none
     bound: float = 8.0  # residuals are clamped here
     beta: float = 1.0  # of the base's beta-NLL
-    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))  # noise levels in training
 
     def __post_init__(self) -> None:
         check_network(self.width, self.depth)
@@ -79,7 +85,7 @@ class Situation(NamedTuple):
     outcome: Tensor  # (M, B, width), what the outcome model is given
 
     def repeated(self, times: int) -> Situation:
-        """Each present `times` times over, copies side by side."""
+        """Each present `times` times over (a count), copies side by side, `(times * B, ...)`."""
         if times == 1:
             return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -29,6 +30,12 @@ class Whole:
     seconds: float
     events: int
     faults: list[str] = field(default_factory=list)
+    said: frozenset[str] = frozenset()  # its lines for a person, but for their numbers
+
+
+def told(done: Done) -> frozenset[str]:
+    """The lines on stderr, but for their numbers."""
+    return frozenset(re.sub(r"[\d.,]+", "#", line) for line in done.errors.splitlines())
 
 
 class Bench:
@@ -61,7 +68,9 @@ class Bench:
             found.append((left(self.folder), done))
         files, done = found[-1]
         apart = difference(found[0][0], files)
-        return Whole(scenario, files, done.seconds, done.events or 0, [f"two runs differ: {apart}"] if apart else [])
+        return Whole(
+            scenario, files, done.seconds, done.events or 0, [f"two runs differ: {apart}"] if apart else [], told(done)
+        )
 
     def kill(self, whole: Whole, fault: dict[str, Any], again: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
         """Kill, look, go on (killed again at each of `again`), compare; None where it had ended before the fault."""
@@ -106,8 +115,8 @@ class Bench:
         if done.hit is None or done.code == 0:
             return None
         wrong = [*done.faults, *self.at_once(whole), *one_line(done, 130 if name == "SIGINT" else 143)]
-        if done.errors.count("\n") != 1:
-            wrong.append(f"more than one line: {done.errors[-500:]!r}")
+        if stray := {line for line in told(done) if not line.startswith("error: ")} - whole.said:
+            wrong.append(f"said besides: {sorted(stray)}")
         if ("--resume" in done.errors) != whole.scenario.resume:
             wrong.append(f"--resume is said, or not said: {done.errors!r}")
         return {"fault": fault, "outcome": outcome(done), "wrong": wrong + self.after(whole)}

@@ -18,7 +18,7 @@ from ebmtraj.training.trainable import Stage
 
 @dataclass(frozen=True)
 class DensityConfig:
-    """A Gaussian."""
+    """A Gaussian. Raises `EbmtrajError` for a setting out of its range."""
 
     floor: float = 0.02  # added to every variance, of a spread of 1
 
@@ -29,7 +29,7 @@ class DensityConfig:
 
 @dataclass(frozen=True)
 class MixtureConfig(DensityConfig):
-    """A mixture of full Gaussians."""
+    """A mixture of full Gaussians. Raises `EbmtrajError` for a setting out of its range."""
 
     floor: float = 0.03
     components: int = 40  # in all, or of each class where labels are given

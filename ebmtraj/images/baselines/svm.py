@@ -1,4 +1,7 @@
-"""A support vector machine with a radial kernel: what is hard to beat as a classifier of small images."""
+"""A support vector machine with a radial kernel: what is hard to beat as a classifier of small images.
+
+Cortes and Vapnik 1995.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ FOLDS = 5  # of cross-validation, in which the temperature is fitted
 
 @dataclass(frozen=True)
 class SVMConfig:
-    """One machine a class against all others."""
+    """One machine a class against all others. Raises `EbmtrajError` for a setting out of its range."""
 
     penalty: float = 3.0  # of an image on the wrong side of its margin (C)
     gamma: float = 2.0  # of the kernel exp(-gamma |x - x'|^2 / D), in unit coordinates

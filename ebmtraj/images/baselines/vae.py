@@ -19,11 +19,11 @@ from ebmtraj.training.trainable import Stage
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes, and how samples are drawn."""
+    """Sizes, and how samples are drawn. Raises `EbmtrajError` for a setting out of its range."""
 
-    latent: int = 16
+    latent: int = 16  # numbers of a code
     width: int = 256  # of dense layers, or channels of the innermost convolution
-    depth: int = 2
+    depth: int = 2  # hidden layers
     beta: float = 3.0  # weight of the divergence to the prior (Higgins et al. 2017); 1: the evidence bound
     sample: Literal["mean", "noisy"] = "mean"  # of the decoder: its mean, or a draw with its noise
 
@@ -56,12 +56,15 @@ class VAEModel(ImageModel):
         return [Stage("vae", 1.0, self.net, self._loss)]
 
     def encode(self, unit: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of q(z | x), each `(B, Z)`."""
+        """Mean and log standard deviation of q(z | x), each `(B, Z)`.
+
+        Raises `EbmtrajError` where a model that was trained with labels is given none.
+        """
         mean, log_std = self.net["encoder"](unit, self._one_hot(label, len(unit))).chunk(2, dim=1)
         return mean, log_std.clamp(-8, 4)
 
     def decode(self, z: Tensor, label: Tensor | None) -> Tensor:
-        """Mean of p(x | z), `(B, C, H, W)`, in unit coordinates."""
+        """Mean of p(x | z), `(B, C, H, W)`, in unit coordinates. Raises as `encode`."""
         mean: Tensor = self.net["decoder"](z, self._one_hot(label, len(z)))
         return mean
 

@@ -1,4 +1,4 @@
-"""Diffusion over the increment (EDM)."""
+"""Diffusion over the increment (EDM). Karras et al. 2022."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ from ebmtraj.trajectories.model import TransitionModel, check_network
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion as Karras et al. 2022 do it, on normalised increments, whose spread is 1 (their sigma_data)."""
+    """Diffusion as Karras et al. 2022 do it, on normalised increments, whose spread is 1 (their sigma_data).
 
-    width: int = 256
-    depth: int = 3
+    Raises `EbmtrajError` for a setting out of its range, and for a ladder without a predictor.
+    """
+
+    width: int = 256  # units of a hidden layer
+    depth: int = 3  # hidden layers
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits

@@ -27,15 +27,18 @@ POISSON = tuple(sum(math.exp(-1) / math.factorial(k) for k in range(n + 1)) for 
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """Probabilistic networks that differ in their initial weights and in the data that they see (Chua et al. 2018)."""
+    """Probabilistic networks that differ in their initial weights and in the data that they see (Chua et al. 2018).
 
-    members: int = 5
-    width: int = 128
-    depth: int = 3
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    members: int = 5  # networks
+    width: int = 128  # units of a hidden layer
+    depth: int = 3  # hidden layers
     bootstrap: bool = True  # each member sees a resample of the training data, as in PETS; False: all see all of it
     beta: float = 0.5  # of beta-NLL (Seitzer et al. 2022); 0 is the plain likelihood, as in PETS
     low: float = -5.0  # bounds of the log standard deviation
-    high: float = 2.0
+    high: float = 2.0  # the upper one
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = False  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`

@@ -1,4 +1,4 @@
-"""Feed-forward prediction, the paper's baseline."""
+"""Feed-forward prediction, the paper's baseline. Paper 000, section 5.1."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ebmtraj.trajectories.model import TransitionModel, check_network
 class FeedForwardConfig:
     """The paper's feed-forward network (paper 000, section 5.1): 3 x 128 with spectral normalisation, squared error."""
 
-    width: int = 128
-    depth: int = 3
+    width: int = 128  # units of a hidden layer
+    depth: int = 3  # hidden layers
     spectral: bool = True  # "to prevent multi-step explosion"
     space: Literal["state", "delta"] = "state"  # predict the next state (the paper) or the increment to it
     matrices: bool = False  # see quaternions as rotation matrices

@@ -1,4 +1,4 @@
-"""A free vector field on the energy's own base: the strongest opponent."""
+"""A free vector field on the energy's own base: the strongest opponent. Karras et al. 2022."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from ebmtraj.trajectories.residual import ResidualConfig, ResidualModel
 
 @dataclass(frozen=True)
 class FieldConfig(ResidualConfig):
-    """As the default energy (`dsm`), setting by setting."""
+    """As the default energy (`dsm`), setting by setting.
+
+    Raises `EbmtrajError` as that does, and for settings that only an energy has.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

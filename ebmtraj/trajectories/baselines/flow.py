@@ -1,4 +1,4 @@
-"""Flow matching over the increment."""
+"""Flow matching over the increment. Lipman et al. 2023; Liu et al. 2023."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from ebmtraj.trajectories.model import TransitionModel, check_network
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Flow matching along straight paths (Lipman et al. 2023; rectified flow, Liu et al. 2023)."""
+    """Flow matching along straight paths (Lipman et al. 2023; rectified flow, Liu et al. 2023).
 
-    width: int = 256
-    depth: int = 3
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    width: int = 256  # units of a hidden layer
+    depth: int = 3  # hidden layers
     bound: float = 8.0  # increments are clamped here, in standard deviations
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
-    time: TimeConfig = field(default_factory=TimeConfig)  # times in training
+    time: TimeConfig = field(default_factory=TimeConfig)  # times in training, from 0 to 1, no unit
     # of the flow's differential equation; midpoint is one order better than heun on a Gaussian's flow
     solver: Literal["midpoint", "heun", "euler"] = "midpoint"
     steps: int = 10  # of the solver; all but euler ask the network twice a step

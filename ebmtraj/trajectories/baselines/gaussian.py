@@ -1,4 +1,4 @@
-"""A Gaussian over the increment, fitted by its likelihood."""
+"""A Gaussian over the increment, fitted by its likelihood. Seitzer et al. 2022."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_
 class GaussianConfig:
     """A diagonal Gaussian over the normalised increment, fitted by its likelihood."""
 
-    width: int = 128
-    depth: int = 3
+    width: int = 128  # units of a hidden layer
+    depth: int = 3  # hidden layers
     beta: float = 0.5  # of beta-NLL (Seitzer et al. 2022); 0 is the plain likelihood
     low: float = -5.0  # bounds of the log standard deviation
-    high: float = 2.0
-    whiten: bool = False
+    high: float = 2.0  # the upper one
+    whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = False  # or bring each one's distribution to a Gaussian's; auto: if that fits
     rotation: Rotation = "world"  # how a quaternion's change is written, see `Increments`
 

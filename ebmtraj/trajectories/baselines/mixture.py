@@ -1,4 +1,4 @@
-"""A mixture density network."""
+"""A mixture density network. Bishop 1994."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """A mixture of diagonal Gaussians over the normalised increment (Bishop 1994), fitted by its likelihood."""
+    """A mixture of diagonal Gaussians over the normalised increment (Bishop 1994), fitted by its likelihood.
 
-    components: int = 16
-    width: int = 256
-    depth: int = 3
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    components: int = 16  # Gaussians of the mixture
+    width: int = 256  # units of a hidden layer
+    depth: int = 3  # hidden layers
     low: float = -5.0  # bounds of the log standard deviations: an unbounded one collapses onto a point
-    high: float = 2.0
+    high: float = 2.0  # the upper one
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits

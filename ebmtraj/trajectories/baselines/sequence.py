@@ -1,4 +1,7 @@
-"""A sequence model: a recurrent network over the last moves, with a mixture density of the next one."""
+"""A sequence model: a recurrent network over the last moves, with a mixture density of the next one.
+
+Graves 2013; Ha and Schmidhuber 2018.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,20 @@ from ebmtraj.trajectories.model import TransitionModel, check_likelihood, check_
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """A recurrent network with a mixture density (Graves 2013; the model of Ha and Schmidhuber 2018 on states)."""
+    """A recurrent network with a mixture density (Graves 2013; the model of Ha and Schmidhuber 2018 on states).
+
+    Raises `EbmtrajError` for a setting out of its range.
+    """
 
     history: int = 4  # moves before the present state that it runs over
     history_noise: float = 0.0  # on those moves, in training, in standard deviations of the data
     forget: float = 0.1  # share of the training transitions whose past is cut short, as it is when a rollout begins
     learn: Literal["last", "every"] = "every"  # each window teaches its last step, or every step of it
-    components: int = 8
-    width: int = 256
+    components: int = 8  # Gaussians of the mixture
+    width: int = 256  # units of the recurrent network and of the head
     depth: int = 2  # of the head
     low: float = -5.0  # bounds of the log standard deviations: an unbounded one collapses onto a point
-    high: float = 2.0
+    high: float = 2.0  # the upper one
     spread: float = 0.5  # of the components' means before training, in standard deviations of the data
     whiten: bool = False  # decorrelate the increments first
     gaussianise: bool | Literal["auto"] = "auto"  # or bring each one's distribution to a Gaussian's; auto: if that fits

@@ -1,4 +1,7 @@
-"""Actions as the data would take them, drawn from a window model along a future that is only imagined."""
+"""Actions as the data would take them, drawn from a window model along a future that is only imagined.
+
+Mutations: Yang et al. 2024.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ebmtraj.trajectories.terms.rotation import AXES, Reorient, Rotate
 
 @dataclass(frozen=True)
 class CloneControlConfig:
-    """How a cloned policy is asked."""
+    """How a cloned policy is asked. Raises `EbmtrajError` for a setting out of its range."""
 
     pick_by: Literal["weight", "density", "mean", "sample"] = "weight"  # which action of the mixture is taken
     turn: float = 0.8  # rad that it is told to turn at most; a goal along an axis is so far away

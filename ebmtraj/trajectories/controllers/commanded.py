@@ -22,7 +22,7 @@ from ebmtraj.trajectories.costs import TaskCost
 
 @dataclass(frozen=True)
 class CommandedConfig:
-    """Which policy, and how it is commanded."""
+    """Which policy, and how it is commanded. Raises `EbmtrajError` for a setting out of its range."""
 
     checkpoint: str = ""  # a file of `ebmtraj policy train`; empty: the shipped one
     every: int = 1  # control steps between commands

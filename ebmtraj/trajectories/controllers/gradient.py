@@ -1,4 +1,7 @@
-"""Plans of actions by gradient descent through a feed-forward model: trajectory optimisation without an energy."""
+"""Plans of actions by gradient descent through a feed-forward model: trajectory optimisation without an energy.
+
+Du, Lin and Mordatch 2019.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from ebmtraj.trajectories.sequence_coordinates import bounds_of
 
 @dataclass(frozen=True)
 class GradientConfig:
-    """How actions are chosen through the model."""
+    """How actions are chosen through the model. Raises `EbmtrajError` for a setting out of its range."""
 
     horizon: int = 16  # control steps
     samples: int = 8  # sequences a start, each descended; the one of least cost is followed
@@ -127,6 +130,6 @@ class GradientPlanner:
 
 
 def following(model: FeedForwardModel, state: Tensor, action: Tensor) -> Tensor:
-    """The next states `(B, S)` that a feed-forward model expects, kept to the data's range, differentiable."""
+    """The next states that a feed-forward model expects, `(B, S), (B, A) -> (B, S)`, kept in range, differentiable."""
     z = model.expected_move(state, model.context(state, action))
     return model.normaliser.clamp(model.normaliser.advance(state, z))

@@ -1,4 +1,7 @@
-"""Futures imagined with a learned one-step model: the expected next state, over and over, under each member of it."""
+"""Futures imagined with a learned one-step model: the expected next state, over and over, under each member of it.
+
+Chua et al. 2018.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Predictive sampling in the true simulator: the best of some futures that really would happen. An upper bound."""
+"""Predictive sampling in the true simulator: the best of some futures that really would happen.
+
+An upper bound. Howell et al. 2022.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,12 @@ from ebmtraj.trajectories.window import WindowModel
 
 @dataclass(frozen=True)
 class PredictiveConfig:
-    """How futures are proposed and judged (Howell et al. 2022, "Predictive Sampling": the best of some, no averaging)."""
+    """How futures are proposed and judged (Howell et al. 2022, "Predictive Sampling": the best of some, no averaging).
 
-    samples: int = 16
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    samples: int = 16  # futures an episode, of which the best is done
     horizon: int = 16  # control steps that are simulated
     every: int = 4  # control steps between plans
     dropped: float = 2.0  # added to the cost of a future in which the episode ends
@@ -46,17 +52,17 @@ class PredictiveConfig:
 class Physical(BatchEnv, Protocol):
     """A batch whose simulation can be put into any state."""
 
-    physics_state: np.ndarray
+    physics_state: np.ndarray  # (B, P), MuJoCo's full physics state
 
 
 class Proposer(Protocol):
     """Proposes actions for futures that stand together, `samples` for each episode; row 0 of each goes on as planned."""
 
     def begin(self, env: BatchEnv, state: Tensor, task: TaskCost, generator: torch.Generator) -> None:
-        """Forget the past."""
+        """Forget the past at the starts `(B, S)`; see `Controller.begin`."""
 
     def observe(self, state: Tensor, previous: Tensor | None) -> None:
-        """Take note of the real states `(B, S)` and of the actions that led there."""
+        """Take note of the real states `(B, S)` and of the actions `(B, A)` that led there."""
 
     def propose(self, step: int, state: Tensor, left: Tensor | None) -> Tensor:
         """Actions `(B * N, A)` at a step of the futures, in the states `(B * N, S)` that they have come to.

@@ -1,4 +1,7 @@
-"""Searches over action sequences by sampling: the cross-entropy method and path integrals, for B problems at once."""
+"""Searches over action sequences by sampling: the cross-entropy method and path integrals, for B problems at once.
+
+De Boer et al. 2005; Williams et al. 2017; Pinneri et al. 2020.
+"""
 
 from __future__ import annotations
 

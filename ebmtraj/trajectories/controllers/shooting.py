@@ -1,4 +1,7 @@
-"""Shooting: action sequences tried in a learned one-step model, the best of them carried out."""
+"""Shooting: action sequences tried in a learned one-step model, the best of them carried out.
+
+Pinneri et al. 2020; Williams et al. 2017.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,18 @@ from ebmtraj.trajectories.window import WindowModel
 
 @dataclass(frozen=True)
 class ShootingConfig:
-    """How sequences of actions are searched for; a `spread` counts in standard deviations of the data's actions."""
+    """How sequences of actions are searched for; a `spread` counts in standard deviations of the data's actions.
 
-    method: Literal["cem", "mppi"] = "cem"
+    Raises `EbmtrajError` for a setting out of its range.
+    """
+
+    method: Literal["cem", "mppi"] = "cem"  # cross-entropy, or path integrals
     horizon: int = 32  # control steps that are imagined
     candidates: int = 32  # sequences a round
-    rounds: int = 3
+    rounds: int = 3  # of search a plan
     elites: int = 6  # of a round, from which CEM draws the next
     keep: int = 2  # elites that stay, from round to round and, moved on, from plan to plan (Pinneri et al. 2020)
-    momentum: float = 0.1
+    momentum: float = 0.1  # share of the last round's moments that CEM keeps
     temperature: float = 0.1  # of MPPI, in standard deviations of the candidates' costs
     spread: float = 0.5  # of the first round without a prior, and of MPPI's rounds after one
     least: float = 0.05  # spread that CEM keeps at least

@@ -66,7 +66,7 @@ def start_pose(state: Tensor, state_fields: tuple[Field, ...], action_fields: tu
 class RandomConfig:
     """How the random actions are drawn; see `envs.policies.RandomPolicy`."""
 
-    mode: Literal["smooth", "uniform"] = "smooth"
+    mode: Literal["smooth", "uniform"] = "smooth"  # smooth: correlated in time; uniform: independent
 
 
 class RandomActions:

@@ -174,7 +174,7 @@ class Point:
         return torch.stack(((lengths * torch.cos(angle)).sum(-1), (lengths * torch.sin(angle)).sum(-1)), dim=-1)
 
     def check_goal(self, term: Term, goals: Tensor) -> None:
-        """Raise `EbmtrajError` for a goal out of the point's reach."""
+        """Raise `EbmtrajError` for a goal among `(B, size)` (m) that is out of the point's reach."""
         for k, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             outside = (goals[:, k] < low) | (goals[:, k] > high)
             if outside.any():

@@ -45,7 +45,7 @@ class Term(abc.ABC):
 
     A subclass is a frozen dataclass of its options, says in `_bind` what it needs of the fields, and gives `_value`. An
     option may also be a tensor `(B, ...)` with a value for each row of the paths it is given. `field` names the field that
-    the term looks at, where the state has several of its kind.
+    the term looks at, where the state has several of its kind. Raises `EbmtrajError` for a setting out of its range.
     """
 
     name: ClassVar[str]
@@ -103,7 +103,7 @@ class Term(abc.ABC):
         return self.name
 
     def refuse(self, message: str) -> Any:
-        """Raise the one line that names this term."""
+        """Raise `EbmtrajError` with the one line that names this term."""
         raise EbmtrajError(f"task term {self.label()}: {message}")
 
     def find_field(self, kind: Kind) -> tuple[Field, slice]:
