@@ -289,7 +289,9 @@ def main() -> None:
         "command": "python benchmarks/divergence.py",
         "plantings": len(rows),
         "detected": sum(row["detected_after"] is not None for row in rows.values()),
-        "detected_within_50": sum((row["detected_after"] or 10**9) <= WITHIN for row in rows.values()),
+        "detected_within_50": sum(
+            row["detected_after"] is not None and row["detected_after"] <= WITHIN for row in rows.values()
+        ),
         "recovered": ended.count("recovered"),
         "stopped_in_one_line": ended.count("stopped"),
         "last_good_state_sound": sum(row["last_good_state_sound"] for row in rows.values()),
