@@ -285,6 +285,7 @@ class Arguments(Surface):
         "ebmtraj.report.compare_composition_run.sprite_judge",
         "ebmtraj.report.compare_composition_run.run_composition_jobs",
         "ebmtraj.report.plane.sample_plane",
+        "ebmtraj.report.doctor.examine",
         "ebmtraj.report.continual_robot.collect_behaviours",
         "ebmtraj.cli.demo.Shell",
         "ebmtraj.parallel.ThisProcess",
