@@ -190,6 +190,9 @@ PLANTINGS = {
     "clone: learning rate times 1e6": Planting("train clone --data {s}", rate(1e6)),
     "images, dsm: weights times 1e4": Planting(IMAGE + "energy", weights(1e4)),
     "images, pcd: chains that exploded to 1e30": Planting(IMAGE + "energy --objective pcd", chains(1e30)),
+    "images, pcd: the same, with the rate kept": Planting(
+        IMAGE + "energy --objective pcd --set training.guard.lower_rate=1", chains(1e30)
+    ),
     "jem: a NaN in a batch": Planting(JEM + "jem", batch(math.nan)),
     "vae: loss times 1e12 for 5 steps": Planting(GENERATOR + "vae", loss(1e12), 5),
     "glf: weights times 1e4": Planting(GENERATOR + "glf", weights(1e4)),
