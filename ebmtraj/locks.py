@@ -94,6 +94,7 @@ def _taken(path: Path, what: str) -> int:
     """A handle whose lock is ours, or -1 where there is none to be had."""
     deadline = time.monotonic() + PATIENCE
     while True:
+        _make(path)  # anew, where the one before has taken its empty folder away
         held = path
         try:
             handle = os.open(held, os.O_RDONLY)
@@ -111,8 +112,7 @@ def _taken(path: Path, what: str) -> int:
         if fault == 0:
             if _is_still(held, handle) or time.monotonic() > deadline:
                 return handle
-            os.close(handle)  # the one before has taken its empty folder away
-            _make(path)
+            os.close(handle)
             continue
         holder = _holder(handle)
         os.close(handle)
