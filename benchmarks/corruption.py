@@ -368,10 +368,10 @@ def _restore_but(folder: Path, held: Path, damaged: Path) -> None:
 
 
 def _verdict(target: Target, damage: Damage, found: Outcome, sound: Outcome) -> dict[str, Any]:
-    said = (found.err + found.out).strip()
+    said, was = ((of.err + of.out).strip().replace(f"{Path.cwd()}/", "") for of in (found, sound))  # no temporary names
     if found.code == 0:
         same = found.digest == sound.digest
-        return {"verdict": "same" if same else "silent", **({} if same else {"said": said[:400], "was": sound.out[:400]})}
+        return {"verdict": "same" if same else "silent", **({} if same else {"said": said[:400], "was": was[:400]})}
     lines = [line for line in found.err.splitlines() if line.strip()]
     if found.code != 2 or "Traceback" in said or (len(lines) != 1 and "verify" not in found.out and found.out.strip() == ""):
         return {"verdict": "traceback", "said": said[-400:]}
@@ -404,6 +404,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     began, rng = time.perf_counter(), random.Random(asked.seed)
+    out = asked.out.resolve() if asked.out else None
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder).resolve()
@@ -431,6 +432,7 @@ def main() -> None:
                     rows.append({"of": target.name, "file": file, "kind": damage.kind, "note": damage.note, **row})
                     if row["verdict"] in ("silent", "traceback"):
                         print(json.dumps(rows[-1])[:600], file=sys.stderr, flush=True)
+        os.chdir("/")
     result = {
         "what": "single faults of a store, an image store, runs and checkpoints, and what every reader makes of them",
         "command": f"python benchmarks/corruption.py{f' --most {asked.most}' if asked.most else ''}",
@@ -440,8 +442,8 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    if asked.out:
-        write_json(asked.out, result)
+    if out:
+        write_json(out, result)
     print(json.dumps({key: value for key, value in result.items() if key not in ("versions", "machine")}, indent=1))
     if result["silent"] or result["tracebacks"]:
         raise SystemExit(1)

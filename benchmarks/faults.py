@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import json
 import os
 import queue
 import random
@@ -119,8 +120,9 @@ class Report:
         self.commands: dict[str, dict[str, Any]] = {}
         self.bad = 0
 
-    def add(self, name: str, kind: str, rows: list[dict[str, Any]]) -> None:
-        """Note rows, and print those in which something is wrong."""
+    def add(self, name: str, kind: str, rows: list[dict[str, Any]], root: Path) -> None:
+        """Note rows without the name of the temporary folder, and print those in which something is wrong."""
+        rows = json.loads(json.dumps(rows).replace(f"{root}/", ""))
         self.commands.setdefault(name, {})[kind] = rows
         for row in rows:
             if row["wrong"]:
@@ -138,16 +140,20 @@ def one_command(
     """All faults of one command."""
     began = time.monotonic()
     whole = bench.undisturbed(scenario)
-    report.add(scenario.name, "undisturbed", [{"seconds": whole.seconds, "events": whole.events, "wrong": whole.faults}])
-    report.add(scenario.name, "kills", kills(bench, whole, options.kills, rng))
+
+    def add(kind: str, rows: list[dict[str, Any]]) -> None:
+        report.add(scenario.name, kind, rows, bench.root)
+
+    add("undisturbed", [{"seconds": whole.seconds, "events": whole.events, "wrong": whole.faults}])
+    add("kills", kills(bench, whole, options.kills, rng))
     if not options.kills_only:
-        report.add(scenario.name, "disks", [] if scenario.workers else disks(bench, whole, rng))
-        report.add(scenario.name, "signals", signals(bench, whole, rng))
-        report.add(scenario.name, "clocks", [] if scenario.workers else clocks(bench, whole, rng))
+        add("disks", [] if scenario.workers else disks(bench, whole, rng))
+        add("signals", signals(bench, whole, rng))
+        add("clocks", [] if scenario.workers else clocks(bench, whole, rng))
         if scenario.name in ALONE:
-            report.add(scenario.name, "second process", [bench.second(whole, other, ALONE[scenario.name])])
+            add("second process", [bench.second(whole, other, ALONE[scenario.name])])
         if scenario.name in SMALL_DISK:
-            report.add(scenario.name, "full disk", full(bench, whole, SMALL_DISK[scenario.name]))
+            add("full disk", full(bench, whole, SMALL_DISK[scenario.name]))
     counts = {kind: len(rows) for kind, rows in report.commands[scenario.name].items() if kind != "undisturbed"}
     print(f"{scenario.name}: {counts}, {time.monotonic() - began:.0f} s", flush=True)
 

@@ -285,6 +285,7 @@ class Arguments(Surface):
         "ebmtraj.report.compare_composition_run.sprite_judge",
         "ebmtraj.report.compare_composition_run.run_composition_jobs",
         "ebmtraj.report.plane.sample_plane",
+        "ebmtraj.report.doctor.examine",
         "ebmtraj.report.continual_robot.collect_behaviours",
         "ebmtraj.cli.demo.Shell",
         "ebmtraj.parallel.ThisProcess",
@@ -826,7 +827,7 @@ def main() -> None:
                 )
                 if not report.exists():
                     raise SystemExit(f"{engine} on {name} ended with {done.returncode}: {done.stderr[-1500:]}")
-                rows[f"{name}, {engine}"] = json.loads(report.read_text())
+                rows[f"{name}, {engine}"] = json.loads(report.read_text().replace(f"{folder}/", ""))
                 report.unlink()
             print(f"{name}, {engine}: {json.dumps(rows[f'{name}, {engine}'])[:1500]}", file=sys.stderr, flush=True)
     total = {key: sum(row[key] for row in rows.values()) for key in ("inputs", "worked", "refused", "crashes", "hangs")}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def dsprites(root: Path | None = None, count: int = IMAGES, seed: int = 0) -> Ra
                 raise ValueError(f"latents_values has shape {factors.shape}")
             chosen = np.sort(np.random.default_rng(seed).choice(len(factors), min(count, len(factors)), replace=False))
             pictures = _rows(archive, "imgs", chosen, len(factors))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise EbmtrajError(f"{path} can't be read as dSprites: {error}; get it again from {HOME}") from None
     own = factors[chosen, 1:].copy()
     own[:, 0] -= 1  # shapes are counted from 1 there

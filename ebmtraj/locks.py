@@ -94,20 +94,26 @@ def _taken(path: Path, what: str) -> int:
     """A handle whose lock is ours, or -1 where there is none to be had."""
     deadline = time.monotonic() + PATIENCE
     while True:
+        _make(path)  # anew, where the one before has taken its empty folder away
+        held = path
         try:
-            handle = os.open(path, os.O_RDONLY)
+            handle = os.open(held, os.O_RDONLY)
         except OSError:
             return -1
         fault = _lock(handle)
         if fault not in (0, *_TAKEN):  # not of folders
             os.close(handle)
+            held = path / LOCK
             try:
-                handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+                handle = os.open(held, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError:
                 return -1
             fault = _lock(handle)
         if fault == 0:
-            return handle
+            if _is_still(held, handle) or time.monotonic() > deadline:
+                return handle
+            os.close(handle)
+            continue
         holder = _holder(handle)
         os.close(handle)
         if fault not in _TAKEN:

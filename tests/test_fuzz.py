@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import call
 from hypothesis import HealthCheck, Phase, given, settings
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ebmtraj.config import parse_overrides, read_toml
+from ebmtraj.datasets.dsprites import FILE, dsprites
 from ebmtraj.datasets.interchange.described import carried_values
 from ebmtraj.energies.expression import parse
 from ebmtraj.errors import EbmtrajError
@@ -107,6 +109,18 @@ def test_a_field_is_of_a_size_that_can_be(size: object) -> None:
         return
     with pytest.raises(EbmtrajError, match=r"size|not a field"):
         fields_from_json([{"name": "x", "size": size}])
+
+
+def test_an_archive_of_a_version_that_is_not_known(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", state=np.zeros((2, 3, 1), np.float32), action=np.zeros((2, 2, 1), np.float32))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 255
+    for name in ("a.npz", FILE):
+        (tmp_path / name).write_bytes(content)
+    code, _, err = call(capfd, "data", "import", tmp_path / "a.npz", tmp_path / "s.zarr", "--format", "npz")
+    assert (code, err.count("\n"), "a.npz can't be read as npz: zip file version 25.5" in err) == (2, 1, True), err
+    with pytest.raises(EbmtrajError, match=r"can't be read as dSprites: zip file version 25\.5"):
+        dsprites(tmp_path, 10)
 
 
 @pytest.mark.parametrize("value", [-8, 0, "x", None, 10**9, [1]])

@@ -25,6 +25,7 @@ from ebmtraj.images.registry import ENERGIES, MODELS, load_image_model, make_ima
 from ebmtraj.nets.conv import ConvNet
 from ebmtraj.nets.resnet import ResNet
 from ebmtraj.runs import Run
+from ebmtraj.training.guard import Guard, GuardConfig
 from ebmtraj.training.losses import NoiseConfig, denoising_score_matching
 
 SIZES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 128, 128)]
@@ -285,6 +286,23 @@ def test_the_replay_buffer_keeps_images_with_their_labels(digits: ImageStore) ->
     assert model.sample(5, noise(), torch.full((5,), 3), buffer=True).shape == (5, 1, 8, 8)
     with pytest.raises(EbmtrajError, match="use --fresh"):
         model.sample(5, noise(), torch.full((5,), 4), buffer=True)
+
+
+@pytest.mark.parametrize("name", ["pcd", "jem-cd"])
+def test_chains_that_set_out_from_far_away_are_noticed(name: str, digits: ImageStore) -> None:
+    """Though the projection to pixels hides them from the loss."""
+    tiny = TINY["pcd"] if name == "pcd" else {"width": 8, "buffer": 32, "sampler": {"steps": 1}}
+    model = make_image_model(name, (1, 8, 8), digits.classes, conditional=False, network=tiny)
+    rows, guard = ImageData.load(digits, "train").at(torch.arange(16)), Guard(GuardConfig())
+    model.train()
+    for faulty in (False, True):
+        if faulty:
+            tensors, numbers = model.extra_state()
+            model.load_extra_state({key: torch.full_like(tensor, 1e30) for key, tensor in tensors.items()}, numbers)
+        loss, logs = model.stages()[0].loss(rows, noise())
+        assert loss.isfinite()
+        guard.watch(chain=logs["chain"])
+        assert (guard.look() is not None) is faulty
 
 
 def test_snapshots_average_past_energies() -> None:

@@ -30,7 +30,8 @@ from ebmtraj.training.checkpoint import load_tensors, load_weights, save_tensors
 from ebmtraj.training.guard import Guard, GuardConfig
 from ebmtraj.training.loop import Result, _plan, _schedule, step_time, steps_within
 from ebmtraj.training.settings import TrainingConfig
-from ebmtraj.training.trainable import Stage
+from ebmtraj.training.state import begin, load, save
+from ebmtraj.training.trainable import Stage, Trainable
 from ebmtraj.trajectories.fit import TransitionRecipe, load_recipe, train_transition
 from ebmtraj.trajectories.registry import load_model, make_model
 
@@ -130,6 +131,36 @@ def test_schedule_and_plan() -> None:
 
 
 # kill and resume
+
+
+class Staged(Trainable):
+    """A base, and then two stages on one network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.net = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def stages(self) -> list[Stage]:
+        parts = (("base", 0.5, self.base), ("ratio", 0.25, self.net), ("likelihood", 0.25, self.net))
+        return [Stage(name, share, module, lambda b, g: (torch.zeros(()), {})) for name, share, module in parts]
+
+    def header(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_resume_trains_what_the_stage_shares_with_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "checkpoints" / "resume.safetensors"
+    model, guard, cpu = Staged(), Guard(GuardConfig()), torch.device("cpu")
+    late = begin(model, model.stages()[2], 2, TrainingConfig(), cpu)
+    save(path, model, late, guard, runs.MetricsWriter(None))
+    again = Staged()
+    load(path, again, again.stages(), TrainingConfig(), guard, cpu)
+    assert {name: p.requires_grad for name, p in again.named_parameters()} == {
+        "base.weight": False,
+        "base.bias": False,
+        "net.weight": True,
+        "net.bias": True,
+    }
 
 
 class Killer:

@@ -108,7 +108,12 @@ class NpzSource(Source):
                 return {name.removesuffix(".npy") for name in archive.namelist()}
         except FileNotFoundError:
             raise EbmtrajError(f"{self.name} does not exist; give an npz file") from None
-        except (OSError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            zipfile.BadZipFile,
+        ) as error:  # of a version that zipfile does not know, too
             raise EbmtrajError(f"{self.name} can't be read as npz: {error}; give a file that numpy.savez wrote") from None
 
     def _read_lengths(self, state: _Rows, action: _Rows, members: set[str]) -> NDArray[np.int64]:

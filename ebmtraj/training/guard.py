@@ -31,7 +31,7 @@ class GuardConfig:
 class Guard:
     """Gathers the worst of each watched number on the device and looks at it only when asked, so no step waits.
 
-    Watched are the loss, the gradient norm and, for contrastive divergence, the energy gap.
+    Watched are the loss, the gradient norm and, for contrastive divergence, the energy gap and how far out chains start.
     """
 
     def __init__(self, config: GuardConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,10 @@ class Zygote:
         request = {"folder": str(folder), "words": [str(word) for word in words], "fault": fault, **beside, **more}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
+
+    def ended(self) -> bool:
+        """Whether the command that was begun has ended."""
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def finish(self) -> Done:
         """Wait for the command that was begun."""

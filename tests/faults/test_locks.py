@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,6 +198,29 @@ def test_what_is_cleared_is_never_half_there(tmp_path: Path, monkeypatch: pytest
         Run.create(folder, overwrite=True)
         assert {each.name for each in folder.iterdir()} == {"checkpoints", "samples", "figures"}
         assert not list(folder.rglob("best"))
+
+
+def test_who_waits_for_a_folder_that_is_taken_away_holds_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 20.0)
+    folder, tries, found = tmp_path / "run", threading.Semaphore(0), []
+    folder.mkdir()
+    lock = locks._lock
+    monkeypatch.setattr(locks, "_lock", lambda handle: (lock(handle), tries.release())[0])
+
+    def wait() -> None:
+        with only_writer(folder, "run"):
+            found.append(is_held(folder))
+
+    with held(folder) as other:
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        tries.acquire()
+        folder.rmdir()
+        other.kill()
+        waiting.join()
+    assert found == [True]
 
 
 def test_a_killed_image_store_is_cleared_away(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

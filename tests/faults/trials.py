@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -19,6 +20,7 @@ from ebmtraj import locks
 
 MARGIN = 30.0  # s that a command may take beyond many times its undisturbed time
 EXISTS = "exists"
+TRIES = 5  # of catching a process while it writes
 
 
 @dataclass
@@ -139,26 +141,48 @@ class Bench:
         return {"fault": fault, "killed": kill, "outcome": outcome(done), "wrong": self.ended(whole, done)}
 
     def second(self, whole: Whole, other: Zygote, place: str) -> dict[str, Any]:
-        """A second process wants the folder that a first one writes: it is told so, and the first one is not disturbed."""
+        """A second process wants the folder that a first one writes: it is told so, and the first one is not disturbed.
+
+        On a busy machine a first one may be through before it is caught holding the folder: then that was no trial, and
+        there is another one, a few times at most.
+        """
+        for tries in range(1, 1 + TRIES):
+            if (row := self._second(whole, other, place)) is not None:
+                return {"tries": tries, **row}
+        return {"tries": TRIES, "wrong": ["nobody was caught holding it"]}
+
+    def _second(self, whole: Whole, other: Zygote, place: str) -> dict[str, Any] | None:
         self.prepare(whole.scenario)
         self.zygote.begin(self.folder, whole.scenario.words.split())
-        path, deadline = self.folder / place, time.monotonic() + 60
-        while (holder := holder_of(path)) is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        wrong = [] if holder else ["nobody held it"]
-        if holder:
-            os.kill(holder, signal.SIGSTOP)  # so that the other one comes in the middle
-            before = left(self.folder)
-            try:
-                refused = other.run(self.folder, self.anew(whole.scenario))
-                wrong += one_line(refused)
-                if f"is being written by process {holder} " not in refused.errors:
-                    wrong.append(f"it does not say who writes: {refused.errors!r}")
-                if apart := difference(left(self.folder), before):
-                    wrong.append(f"the second one changed something: {apart}")
-            finally:
-                os.kill(holder, signal.SIGCONT)
+        holder = self._stopped(self.folder / place)
+        if holder is None:
+            wrong = self.ended(whole, self.zygote.finish())
+            return {"wrong": wrong} if wrong else None
+        before = left(self.folder)
+        try:
+            refused = other.run(self.folder, self.anew(whole.scenario))
+            wrong = one_line(refused)
+            if f"is being written by process {holder} " not in refused.errors:
+                wrong.append(f"it does not say who writes: {refused.errors!r}")
+            if apart := difference(left(self.folder), before):
+                wrong.append(f"the second one changed something: {apart}")
+        finally:
+            os.kill(holder, signal.SIGCONT)
         return {"wrong": wrong + self.ended(whole, self.zygote.finish())}
+
+    def _stopped(self, path: Path) -> int | None:
+        """The process that writes a folder, stopped while it holds it; None where it ended before."""
+        while not self.zygote.ended():
+            if (holder := holder_of(path)) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(holder, signal.SIGSTOP)  # so that the other one comes in the middle
+                    while not self.zygote.ended() and state_of(holder) not in "TZX":
+                        time.sleep(0.001)
+                    if state_of(holder) == "T" and holder_of(path) == holder:
+                        return holder
+                    os.kill(holder, signal.SIGCONT)
+            time.sleep(0.001)
+        return None
 
     def after(self, whole: Whole) -> list[str]:
         """What is wrong once the command is given again and nothing disturbs it."""
@@ -203,6 +227,14 @@ def holder_of(folder: Path) -> int | None:
         return locks._holder(handle)
     finally:
         os.close(handle)
+
+
+def state_of(pid: int) -> str:
+    """What a process is doing, as a letter of /proc: T has been stopped, Z and X have ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def faults_of(whole: Whole, count: int, rng: random.Random) -> list[list[dict[str, Any]]]:
