@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ebmtraj import __version__
 from ebmtraj.cli import (
@@ -45,8 +46,24 @@ from ebmtraj.errors import EbmtrajError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
+
+class InOrder(TyperGroup):
+    """Lists commands as one uses them, groups of commands among them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of `ORDER`."""
+        return sorted(self.commands, key=ORDER.index)
+
+
+ORDER = (
+    *("demo", "doctor", "collect", "data", "policy", "train", "rollout", "plan", "evaluate", "diagnose", "sample", "score"),
+    *("ood", "calibrate", "restore", "cross-class", "distal", "attack", "tilt", "compose"),
+    *("report", "curves", "compare", "continual", "continual-robot"),
+)
+
 app = typer.Typer(
     name="ebmtraj",
+    cls=InOrder,
     help=(
         "Energy-based models of motion.\n\nLearn a transition energy from recorded rollouts, generate long futures from it, "
         "and see them as numbers and pictures. Start with: ebmtraj demo\n\nAdd --debug to any command for a traceback."
@@ -73,33 +90,43 @@ def root(
     """What stands before a command."""
 
 
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor_command)
-app.command("collect")(collect.collect_command)
-app.add_typer(data.app, name="data")
-app.add_typer(policy.app, name="policy")
-app.add_typer(train.app, name="train")
 train.app.command("image")(train_image.image)
 train.app.command("generator")(tilt.generator_command)
-app.command("rollout")(rollout.rollout_command)
-app.command("sample")(sample.sample_command)
-app.command("score")(score.score_command)
-app.command("tilt")(tilt.tilt_command)
-app.command("compose")(compose.compose_command)
-app.command("plan")(plan.plan_command)
-app.command("evaluate")(evaluate.evaluate_command)
-app.command("report")(report.report_command)
-app.command("curves")(curves.curves_command)
-app.command("diagnose")(diagnose.diagnose_command)
-app.command("ood")(joint.ood_command)
-app.command("calibrate")(joint.calibrate_command)
-app.command("restore")(restore.restore_command)
-app.command("cross-class")(restore.cross_class_command)
-app.command("distal")(restore.distal_command)
-app.command("attack")(attack.attack_command)
-app.add_typer(compare.app, name="compare")
-app.command("continual")(continual.continual_command)
-app.command("continual-robot")(continual.continual_robot_command)
+
+panel = "Start here"
+app.command("demo", rich_help_panel=panel)(demo.demo)
+app.command("doctor", rich_help_panel=panel)(doctor.doctor_command)
+
+panel = "Data"
+app.command("collect", rich_help_panel=panel)(collect.collect_command)
+app.add_typer(data.app, name="data", rich_help_panel=panel)
+app.add_typer(policy.app, name="policy", rich_help_panel=panel)
+
+panel = "Train, roll out, plan"
+app.add_typer(train.app, name="train", rich_help_panel=panel)
+app.command("rollout", rich_help_panel=panel)(rollout.rollout_command)
+app.command("plan", rich_help_panel=panel)(plan.plan_command)
+app.command("evaluate", rich_help_panel=panel)(evaluate.evaluate_command)
+app.command("diagnose", rich_help_panel=panel)(diagnose.diagnose_command)
+
+panel = "Images and generators"
+app.command("sample", rich_help_panel=panel)(sample.sample_command)
+app.command("score", rich_help_panel=panel)(score.score_command)
+app.command("ood", rich_help_panel=panel)(joint.ood_command)
+app.command("calibrate", rich_help_panel=panel)(joint.calibrate_command)
+app.command("restore", rich_help_panel=panel)(restore.restore_command)
+app.command("cross-class", rich_help_panel=panel)(restore.cross_class_command)
+app.command("distal", rich_help_panel=panel)(restore.distal_command)
+app.command("attack", rich_help_panel=panel)(attack.attack_command)
+app.command("tilt", rich_help_panel=panel)(tilt.tilt_command)
+app.command("compose", rich_help_panel=panel)(compose.compose_command)
+
+panel = "Compare and look"
+app.command("report", rich_help_panel=panel)(report.report_command)
+app.command("curves", rich_help_panel=panel)(curves.curves_command)
+app.add_typer(compare.app, name="compare", rich_help_panel=panel)
+app.command("continual", rich_help_panel=panel)(continual.continual_command)
+app.command("continual-robot", rich_help_panel=panel)(continual.continual_robot_command)
 
 
 def main() -> None:
