@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import sys
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -120,4 +121,5 @@ def collect_command(
         rate = f"{result.steps_per_second:,.0f} steps/s with {result.workers} workers, their start included"
         of = f", {result.steps_per_second / limit:.0%} of MuJoCo's {limit:,.0f} without a policy or a store" if limit else ""
         say(rate + of)
-    say(f"next: ebmtraj train transition --data {shlex.quote(store)} --run runs/hand")
+    run = f"runs/{PurePosixPath(store).stem}"
+    say(f"next: ebmtraj train transition --data {shlex.quote(store)} --run {shlex.quote(run)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,10 @@ PICTURES = ("frechet.png", "strip.png", "rollouts.gif")
 def evaluate_command(
     runs: Annotated[list[Path], typer.Argument(help="One trained run, or several to compare.")],
     data: Data,
-    steps: Annotated[int, typer.Option(help="Control steps of each rollout.", min=1)] = 100,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Control steps of each rollout. [default: as half of the episodes have, at most 100]", min=1),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Futures of each start (the energy score needs two).", min=1)] = 4,
     starts: Annotated[int | None, typer.Option(help="Held-out episodes to start from. [default: all]", min=4)] = None,
     split: Annotated[
@@ -48,6 +52,7 @@ def evaluate_command(
     Example: ebmtraj evaluate runs/hand runs/fc --data hand.zarr --pictures figures
     """
     from ebmtraj.datasets.store import Store
+    from ebmtraj.datasets.windows import usual_steps
     from ebmtraj.device import choose_device, use_threads
     from ebmtraj.errors import EbmtrajError
     from ebmtraj.report.assess import Assessment, assess, load_run, simulator_futures
@@ -63,6 +68,7 @@ def evaluate_command(
             raise EbmtrajError(f"{pictures / name} exists; give another --pictures folder or --overwrite")
     names = _names(runs)
     store = Store.open(data)
+    steps = steps or usual_steps(store, split)
     for run in runs:  # before any work: is each fit?
         load_run(run, store)
     futures = None
@@ -101,7 +107,8 @@ def evaluate_command(
     for path in output.get("pictures", []):
         say(f"wrote {path}")
     if output.get("pictures_missing"):
-        say(f"no pictures of the hand: {output['pictures_missing']}")
+        say(f"no pictures of the robot: {output['pictures_missing']}")
+    say(f"next: ebmtraj report {shlex.join(map(str, runs))} --data {shlex.quote(data)} --out report.html")
 
 
 def _warn(results: dict[str, Any]) -> None:

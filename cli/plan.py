@@ -20,7 +20,10 @@ def plan_command(
         str, typer.Option("--task", help='What to do: terms joined by " + ", such as "rotate axis=z + smooth".')
     ],
     episodes: Annotated[int, typer.Option(help="Fresh starts.", min=1)] = 48,
-    steps: Annotated[int, typer.Option(help="Control steps an episode.", min=1)] = 100,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Control steps an episode. [default: 100, for joint-pose at most what episodes have]", min=1),
+    ] = None,
     seed: Seed = 0,
     set_: Set = None,
     data: Annotated[
@@ -69,8 +72,11 @@ def plan_command(
 
     Example: ebmtraj plan runs/plan --task "rotate axis=z + keep-straight finger=ring weight=2" --episodes 48 --seed 9000
     """
+    from functools import cache
+
     from ebmtraj.config import parse_overrides, read_toml
     from ebmtraj.datasets.store import Store
+    from ebmtraj.datasets.windows import USUAL_STEPS, usual_steps
     from ebmtraj.device import choose_device, no_denormals, use_threads
     from ebmtraj.envs.pictures import make_scenery
     from ebmtraj.envs.registry import make_batch, refuse_code
@@ -92,6 +98,9 @@ def plan_command(
         check_can_show(video, overwrite)
     if interactive:
         check_display()
+    store = cache(lambda: Store.open(data or read_toml(run / "config.toml").get("data", "")))
+    if steps is None:
+        steps = usual_steps(store(), "test") if "joint-pose" in task else USUAL_STEPS
     planner = load_planner(run, set_ or [], where, deadline=steps if "when=end" in task.split() else 0)
     cost = parse_task(task, planner.state_fields, own_code=own_code)
     if interactive and "axis=all" in task.split():
@@ -99,7 +108,7 @@ def plan_command(
     trial = make_trial(
         cost,
         ExecuteConfig(1 if interactive else episodes, steps, seed),
-        lambda: Store.open(data or read_toml(run / "config.toml").get("data", "")),
+        store,
         hold=hold,
         device=where,
     )

@@ -22,7 +22,10 @@ def rollout_command(
     run: Annotated[Path, typer.Argument(help="A trained run.")],
     data: Data,
     out: Annotated[Path | None, typer.Option(help="The npz to write. [default: RUN/samples/rollouts.npz]")] = None,
-    steps: Annotated[int, typer.Option(help="Control steps of each future.", min=1)] = 100,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Control steps of each future. [default: as half of the episodes have, at most 100]", min=1),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Futures of each start.", min=1)] = 4,
     starts: Annotated[int | None, typer.Option(help="Starts to take, from the first. [default: all]", min=1)] = None,
     split: Annotated[
@@ -55,7 +58,7 @@ def rollout_command(
     import numpy as np
 
     from ebmtraj.datasets.store import Store
-    from ebmtraj.datasets.windows import trajectories
+    from ebmtraj.datasets.windows import trajectories, usual_steps
     from ebmtraj.device import choose_device, generator
     from ebmtraj.envs.pictures import make_picturer, make_scenery
     from ebmtraj.envs.viewer import Viewer, check_display
@@ -78,6 +81,7 @@ def rollout_command(
     if interactive:
         check_display("write a film instead: --gif futures.gif")
     store = Store.open(data)
+    steps = steps or usual_steps(store, split)
     made = environment_of(store)
     model, _ = load_run(run, store, where)
     if gif is not None:  # before any work: can it be drawn?

@@ -14,6 +14,7 @@ from ebmtraj.datasets.store import Store
 from ebmtraj.errors import EbmtrajError
 
 SPLITS = ("train", "validation", "test")
+USUAL_STEPS = 100  # of a rollout
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,12 @@ class Trajectories:
             (episode * (rows - 1) + times).view(-1),
             length,
         )
+
+
+def usual_steps(store: Store, split: str) -> int:
+    """How many steps of its episodes are looked at unless told otherwise: as many as half of a split's have, at most 100."""
+    lengths = store.lengths[np.asarray(store.split(split), np.int64)]
+    return int(np.clip(np.median(lengths), 1, USUAL_STEPS)) if len(lengths) else USUAL_STEPS
 
 
 def trajectories(

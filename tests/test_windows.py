@@ -16,7 +16,7 @@ from torch import Tensor
 from ebmtraj.datasets.blocks import EpisodeBlock, StoreRecipe
 from ebmtraj.datasets.normaliser import Normaliser
 from ebmtraj.datasets.store import Store
-from ebmtraj.datasets.windows import SPLITS, Transitions, trajectories
+from ebmtraj.datasets.windows import SPLITS, Transitions, trajectories, usual_steps
 from ebmtraj.datasets.writer import StoreWriter
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.scores import limit_violation
@@ -316,3 +316,10 @@ def test_kinds_that_the_numbers_belie(field: Field, column: Callable[[Tensor], T
     assert "\n" not in str(caught.value)
     plain = Field("as it is", field.size)
     assert Normaliser((plain,), ()).fit(data).state_scale.isfinite().all()
+
+
+def test_as_many_steps_as_half_of_the_episodes_have(tmp_path: Path) -> None:
+    short = plant(tmp_path / "short.zarr", [30] * 60)
+    assert {usual_steps(short, split) for split in SPLITS} == {30}
+    long = plant(tmp_path / "long.zarr", [140] * 60)
+    assert usual_steps(long, "test") == 100
