@@ -36,6 +36,7 @@ from ebmtraj.cli import (
     restore,
     rollout,
     sample,
+    score,
     tilt,
     train,
     train_image,
@@ -82,6 +83,7 @@ train.app.command("image")(train_image.image)
 train.app.command("generator")(tilt.generator_command)
 app.command("rollout")(rollout.rollout_command)
 app.command("sample")(sample.sample_command)
+app.command("score")(score.score_command)
 app.command("tilt")(tilt.tilt_command)
 app.command("compose")(compose.compose_command)
 app.command("plan")(plan.plan_command)

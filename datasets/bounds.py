@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import zarr
+from numpy.lib import format as npy
 
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.runs import refuse_links
@@ -23,6 +26,30 @@ def refuse_bomb(what: str, stored: int, expanded: int) -> None:
             f"{what}: {stored:,} bytes say that they are {expanded:,}, which no recording is; it is refused (if it is "
             "right, save it without compression)"
         )
+
+
+def refuse_npz(path: Path) -> None:
+    """Raise `EbmtrajError` where a file is no npz of plain numbers, or its headers say far more than is stored."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    version = npy.read_magic(file)
+                    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                    shape, _, dtype = read(file)
+                what = f"{path}: {member.filename}"
+                if dtype.hasobject:
+                    raise EbmtrajError(f"{what} holds pickled objects, which are never loaded; save plain numbers")
+                if min(shape, default=0) < 0:
+                    raise EbmtrajError(f"{what} is damaged: its header says shape {shape}; make the file again")
+                refuse_bomb(what, member.compress_size, max(member.file_size, math.prod(shape) * dtype.itemsize))
+    except FileNotFoundError:
+        raise EbmtrajError(f"{path} does not exist; give an npz file") from None
+    except EbmtrajError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise EbmtrajError(f"{path} can't be read as npz: {reason}; give a file that numpy.savez wrote") from None
 
 
 def refuse_array(what: str, array: zarr.Array[Any], stored: int | None) -> None:

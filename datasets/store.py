@@ -227,7 +227,7 @@ class Store:
         )
 
     def rows(self, name: str, first: int, last: int, *, check: bool = True) -> Floats:
-        """Rows of "state" or "action" of episodes `first` to `last` - 1; raises and checks as `read_block`."""
+        """Rows of "state" or "action" of episodes `first` to `last` - 1, `(n, size)`; raises and checks as `read_block`."""
         offsets = self._offsets_of(name)
         return self.row_range(name, int(offsets[first]), int(offsets[last]), check=check)
 

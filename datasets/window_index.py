@@ -70,7 +70,7 @@ class WindowIndex:
         return Runs(rows, rows - self._episodes[low:high], count, np.minimum(ahead, history), self.length)
 
     def single(self, numbers: Indices, history: int = 0) -> Runs:
-        """The windows with these numbers, ascending, each a run of its own, with the `history` rows before it."""
+        """The windows with these numbers `(n,)`, ascending, each a run of its own, with the `history` rows before it."""
         place = np.searchsorted(self._offsets, numbers, side="right") - 1
         ahead = numbers - self._offsets[place]
         rows = self._rows[place] + ahead
@@ -88,18 +88,18 @@ class Runs:
     length: int
 
     def rows(self, name: str) -> Indices:
-        """All rows of "state" or "action" that these windows see, ascending, each once."""
+        """All rows of "state" or "action" that these windows see, ascending, each once, `(n,)`."""
         begin, end = self._ends(name)
         rows = _ranges(begin, end - begin)
         return rows if (end[:-1] <= begin[1:]).all() else np.unique(rows)
 
     def starts(self, name: str) -> Indices:
-        """Where among `rows` each window starts, (sum(count),)."""
+        """Where among `rows` each window starts, `(sum(count),)`."""
         first = self.state if name == "state" else self.action
         return _ranges(self._place(name, first), self.count)
 
     def firsts(self) -> Indices:
-        """Where among the rows of "state" the past of each window begins, (sum(count),)."""
+        """Where among the rows of "state" the past of each window begins, `(sum(count),)`."""
         return np.repeat(self._place("state", self.state - self.lead), self.count)
 
     def _place(self, name: str, rows: Indices) -> Indices:

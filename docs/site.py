@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 COPY = ROOT / "build" / "api" / "ebmtraj"
 BESIDE = re.compile(r"(?:^\s*|\s{2})# ?(.*)$")
 TOOL = re.compile(r"(?:noqa|type|fmt|pragma)\b:?")
-DIM = r"(?:\*?\w+'?(?: ?[-+*/]{1,2} ?\w+)*|\.\.\.)"
+DIM = r"(?:\*?\w+'?(?:\([^()]*\))?(?: ?[-+*/]{1,2} ?\w+)*|\.\.\.)"
 SHAPE = re.compile(rf"(?<![\w`])\((?:(?:{DIM}, ?)+{DIM}?)?\)")  # (B, T + 1, S), which is code on a page
 
 

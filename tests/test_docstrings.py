@@ -33,7 +33,7 @@ NOT_API = ("cli", "report", "__main__")  # commands and what they print: `docs/c
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-DIM = r"(?:\*?[A-Za-z_][\w.]*'?|\d+|\.\.\.)"
+DIM = r"(?:\*?[A-Za-z_][\w.]*'?(?:\([^()]*\))?|\d+|\.\.\.)"
 SUM = rf"{DIM}(?:(?: ?(?:[-+*/]|//) ?| or ){DIM})*"
 IN_BACKTICKS = re.compile(rf"`(?:[^`]*[^`\w])?\((?:(?:{SUM}, ?)+(?:{SUM})?)?\)[^`]*`")  # `(B, T + 1, S)`, `x (B,)`, `()`
 BARE = re.compile(rf"(?<![\w`])\(((?:{SUM}, ?)+(?:{SUM})?|\*event)\)")  # (N, m, T+1, S)
@@ -107,7 +107,17 @@ ALGORITHMS = {  # modules that implement a paper's algorithm or a cited method, 
     ),
     "generators": ("flow", "glow", "tilt", "tilt_fit", "vae"),
     "continual": ("contrastive", "masked", "measures", "replay", "softmax", "tasks", "vae"),
-    "evaluation": ("c2st", "calibration", "frechet", "image_features", "image_scores", "ood", "scores", "wasserstein"),
+    "evaluation": (
+        "c2st",
+        "calibration",
+        "frechet",
+        "image_features",
+        "image_scores",
+        "onnx_features",
+        "ood",
+        "scores",
+        "wasserstein",
+    ),
     "policy": ("gaits", "ppo"),
     "datasets": ("dsprites", "interchange.diffusion_policy", "marginals", "sprites", "toy"),
 }
@@ -116,7 +126,7 @@ ALGORITHMS = {  # modules that implement a paper's algorithm or a cited method, 
 INSIDE = {  # modules that no API page shows, by room: how something is done, promised to nobody
     "": ("locks", "seal"),
     "continual": ("grids", "steps"),
-    "datasets": ("blocks", "bounds", "interchange.target", "moments", "shards", "zarr_files"),
+    "datasets": ("blocks", "bounds", "interchange.described", "interchange.target", "moments", "shards", "zarr_files"),
     "envs": ("physics",),
     "images": ("labels",),
     "samplers": ("adapt", "analytic", "blocks", "checks", "compiled", "kernel", "metropolis_block", "recognise"),
@@ -148,10 +158,18 @@ class Module:
 
     @cached_property
     def aliases(self) -> frozenset[str]:
-        """Names of module level that stand for arrays, such as `Pair = tuple[Tensor, Tensor]`."""
-        found = [node for node in self.tree.body if isinstance(node, ast.Assign) and ARRAYS.search(plain(node.value))]
-        kinds = [node for node in found if not any(isinstance(part, ast.Call) for part in ast.walk(node.value))]
-        return frozenset(target.id for node in kinds for target in node.targets if isinstance(target, ast.Name))
+        """Names that stand for arrays, such as `Pair = tuple[Tensor, Tensor]`, here or where they are imported from."""
+        own = set()
+        for node in self.tree.body:
+            targets = (
+                node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            )
+            value = getattr(node, "value", None)
+            if targets and value is not None and ARRAYS.search(plain(value)):
+                is_kind = not any(isinstance(part, ast.Call) for part in ast.walk(value))
+                own |= {target.id for target in targets if isinstance(target, ast.Name) and is_kind}
+        taken = {n for n, (where, name) in self.imports.items() if where in modules() and name in modules()[where].aliases}
+        return frozenset(own | taken)
 
     @cached_property
     def helpers(self) -> dict[str, Function]:

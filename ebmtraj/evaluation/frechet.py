@@ -49,7 +49,8 @@ def frechet_of_changes(model: Array, truth: Array, fields: Sequence[Field]) -> F
 def frechet_floor(truth_a: Array, truth_b: Array, mean: Array, std: Array, fields: Sequence[Field] = ()) -> FloatArray:
     """What a perfect model would score: `frechet_over_time` between disjoint true episodes, as many on either side.
 
-    truth_a (N, T+1, S), truth_b (M, T+1, S) -> (T+1,); the first min(N, M) of each are used.
+    truth_a (N, T+1, S), truth_b (M, T+1, S), training mean (S,) and std (S,) -> (T+1,); the first min(N, M) of each are
+    used.
     """
     count = min(len(truth_a), len(truth_b))
     return frechet_over_time(truth_a[:count], truth_b[:count], mean, std, fields)

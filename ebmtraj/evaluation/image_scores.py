@@ -18,7 +18,7 @@ from ebmtraj.evaluation.frechet import frechet_distance
 
 
 def same_count(a: Array, b: Array, count: int | None = None, seed: int = 0) -> tuple[Array, Array]:
-    """As many of both, `count` at most, drawn without replacement under the same seed; order is kept."""
+    """As many of both, (N, ...) and (M, ...), `count` at most, drawn without replacement under the same seed, in order."""
     most = min(len(a), len(b), count or len(a))
     chosen = [np.sort(np.random.default_rng(seed).choice(len(x), most, replace=False)) for x in (a, b)]
     return a[chosen[0]], b[chosen[1]]
@@ -83,9 +83,9 @@ def share_below(a: Array, b: Array) -> float:
 def memory_scores(samples: Array, train: Array, held_out: Array) -> dict[str, float]:
     """Whether samples (N, C, H, W) are copies of training images, beside what held-out images score.
 
-    `nearest_samples` and `nearest_held_out` are mean distances to the nearest training image; `copying` is the probability
-    that a sample lies nearer to the training set than a held-out image does: .5 is as it should be, 1 all copies (Meehan et
-    al. 2020).
+    `train` (M, C, H, W), `held_out` (L, C, H, W). `nearest_samples` and `nearest_held_out` are mean distances to the nearest
+    training image; `copying` is the probability that a sample lies nearer to the training set than a held-out image does: .5
+    is as it should be, 1 all copies (Meehan et al. 2020).
     """
     ours, theirs = nearest(samples, train), nearest(held_out, train)
     return {
@@ -96,7 +96,7 @@ def memory_scores(samples: Array, train: Array, held_out: Array) -> dict[str, fl
 
 
 def membership(train_log_p: Array, held_out_log_p: Array) -> float:
-    """Probability that a training image has a higher log p than a held-out one: .5 tells nothing, 1 tells them apart.
+    """Probability that a training image has a higher log p (N,) than a held-out one (M,): .5 tells nothing, 1 tells all.
 
     The attack of Yeom et al. 2018 at its best threshold has twice the excess over .5 at most.
     """
@@ -114,8 +114,9 @@ def label_scores(
 ) -> Mapping[str, Any]:
     """Classes of generated images (N, C, H, W) judged (N,) beside those of real images, and the spread within them.
 
-    `least_share` is that of the rarest class; `spread` the mean over classes of their spread over the real one, by the class
-    that was asked for (N,) where one was; `agreement` the share of images judged to be what was asked for.
+    `real_pixels` (M, C, H, W), `real_labels` (M,). `least_share` is that of the rarest class; `spread` the mean over classes
+    of their spread over the real one, by the class that was asked for (N,) where one was; `agreement` the share of images
+    judged to be what was asked for.
     """
     shares = class_shares(judged, len(classes))
     own = within_class_spread(pixels, judged if asked is None else asked, len(classes))

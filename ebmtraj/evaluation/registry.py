@@ -40,7 +40,10 @@ METRICS: Mapping[str, Callable[..., FloatArray | None]] = {
 
 
 def measure(name: str, samples: Array, truth: Array, fields: Sequence[Field], mean: Array, std: Array) -> FloatArray | None:
-    """One metric of `METRICS` over time: (T+1,) or (T,), averaged over anything but time; None where undefined."""
+    """One metric of `METRICS` over time: (T+1,) or (T,), averaged over anything but time; None where undefined.
+
+    samples (N, m, T+1, S), truth (N, T+1, S), training mean (S,) and std (S,).
+    """
     given = {
         "samples": samples,
         "model": samples[:, 0],

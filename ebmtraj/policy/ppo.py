@@ -106,7 +106,10 @@ class Network(nn.Module):
 
 
 class Task:
-    """B episodes of turning on command, with restarts: the simulator, the memory and the random-action rule."""
+    """B episodes of turning on command, with restarts: the simulator, the memory and the random-action rule.
+
+    `starts` (N, 62) are full physics states, of which each episode draws one.
+    """
 
     def __init__(
         self, body: Body, config: PPOConfig, simulator: TrainingSimulator, starts: Array, generator: np.random.Generator
@@ -191,8 +194,8 @@ def train_residual(
 ) -> Layers:
     """Train the network that corrects `gaits` (6, 61); returns its layers, rounded as they will run.
 
-    The same seed gives the same bits on one machine with one number of torch threads. `on_iteration` is told the state of
-    things, and can ask for the present layers.
+    Episodes begin in `starts` (N, 62), full physics states. The same seed gives the same bits on one machine with one number
+    of torch threads. `on_iteration` is told the state of things, and can ask for the present layers.
     """
     seeds = np.random.SeedSequence(seed).spawn(2)
     torch_generator = torch.Generator().manual_seed(int(seeds[0].generate_state(1)[0]))
