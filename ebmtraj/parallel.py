@@ -31,6 +31,7 @@ Backend = Literal["local", "ray"]
 
 RETRIES = 1  # how often an item whose worker died is tried again
 FAREWELL = 5.0  # s in which a worker ends by itself
+PATIENCE = 20.0  # s in which one that was asked to in the middle of a call ends
 SAME_ON_ALL_NODES = ("ebmtraj", "numpy", "scipy", "mujoco", "gymnasium", "gymnasium-robotics")
 
 
@@ -159,6 +160,8 @@ class ProcessPool(Pool):
             started, self._started = self._started, []
         for worker in started:
             worker.finish()
+        for worker in started:
+            worker.give_up()
         if threads is not None:
             threads.shutdown(cancel_futures=True)
         for worker in started:
@@ -200,6 +203,13 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError):  # it may not yet lead a group of its own
                 os.killpg(pid, signal.SIGTERM)
         self.process.terminate()
+
+    def give_up(self) -> None:
+        """Kill a process that was asked to end in the middle of a call and does not, as a thread waits for its answer."""
+        if self._busy:
+            self.process.join(PATIENCE)
+            if self.process.is_alive():
+                self.process.kill()
 
     def end(self) -> None:
         """Make sure that the process is gone."""

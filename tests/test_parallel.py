@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
 
@@ -161,6 +164,32 @@ def end_while_imported() -> None:
         time.sleep(10)
     except SystemExit as ended:
         raise ImportError("initialization failed") from ended
+
+
+def cling(folder: Path, item: int) -> None:
+    """Does not end when it is asked to."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / str(item)).touch()
+    time.sleep(60)
+
+
+def test_a_worker_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread would wait for the answer, and the pool for the thread."""
+    monkeypatch.setattr(parallel, "PATIENCE", 0.2)
+    pool = ProcessPool(1)
+
+    def ask() -> None:
+        with contextlib.suppress(CancelledError):
+            list(pool.map(partial(cling, tmp_path), [0]))
+
+    asked = threading.Thread(target=ask)
+    asked.start()
+    while not (tmp_path / "0").exists():
+        time.sleep(0.01)
+    began = time.monotonic()
+    pool.close()
+    asked.join()
+    assert time.monotonic() - began < 30
 
 
 def test_a_worker_that_is_asked_to_end_while_it_imports_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
