@@ -300,6 +300,8 @@ class MetricsWriter:
 
     def _line(self, row: Mapping[str, Any]) -> str:
         plain = json.loads(json.dumps(dict(row), allow_nan=False))
+        if _CHAIN in plain:
+            raise ValueError(f"a row of metrics has no {_CHAIN!r} of its own: it is the key of its seal")
         self._chain = _chained(self._chain, plain)
         return json.dumps({**plain, _CHAIN: self._chain}) + "\n"
 

@@ -301,7 +301,7 @@ def test_chains_that_set_out_from_far_away_are_noticed(name: str, digits: ImageS
             model.load_extra_state({key: torch.full_like(tensor, 1e30) for key, tensor in tensors.items()}, numbers)
         loss, logs = model.stages()[0].loss(rows, noise())
         assert loss.isfinite()
-        guard.watch(chain=logs["chain"])
+        guard.watch(outermost=logs["outermost"])
         assert (guard.look() is not None) is faulty
 
 

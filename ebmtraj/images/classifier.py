@@ -169,4 +169,4 @@ class JointCDModel(ClassifierModel):
         negative = self._chain(start, None, self.config.sampler, generator, None)
         self.buffer.push(negative)
         divergence, more = contrastive_divergence(lambda x: self.net(x, None), positive, negative, self.config.alpha)
-        return entropy + self.config.divergence * divergence, {**logs, **more, "chain": start.abs().amax()}
+        return entropy + self.config.divergence * divergence, {**logs, **more, "outermost": start.abs().amax()}

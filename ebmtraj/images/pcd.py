@@ -255,7 +255,7 @@ class PCDModel(ImageModel):
             return value
 
         loss, logs = contrastive_divergence(energy, positive, negative, self.config.alpha)
-        logs["chain"] = start[:, :-1].abs().amax()
+        logs["outermost"] = start[:, :-1].abs().amax()
         self.steps += 1
         if self.steps % self.config.snapshot_every == 0:
             self.net.take()

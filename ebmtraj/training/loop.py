@@ -175,7 +175,7 @@ def _step(
     _average(state.averaged, model, min(config.ema, (1 + state.step) / (10 + state.step)))
     state.step += 1
     state.total += 1
-    guard.watch(loss=loss, gradient_norm=norm, **{name: logs[name] for name in ("gap", "chain") if name in logs})
+    guard.watch(loss=loss, gradient_norm=norm, **{name: logs[name] for name in ("gap", "outermost") if name in logs})
     return loss.detach(), logs
 
 

@@ -107,4 +107,7 @@ def held_out_poses(store: Store, term: Term, count: int, seed: int, *, ahead: in
     rows = torch.randperm(len(found.states), generator=noise)[:count]
     moment = torch.randint(0, found.states.shape[1] - ahead, (count,), generator=noise)
     later = found.states[rows, moment + ahead].unsqueeze(1)
-    return Poses(found.states[rows, moment], term.find_joints(term.joints).of(later)[:, 0])
+    joints = term.find_joints(term.joints)
+    low, high = (torch.tensor(bound, dtype=later.dtype) for bound in (joints.low, joints.high))
+    pose = joints.of(later)[:, 0].clamp(low, high)  # a simulator lets joints pass their limits a little
+    return Poses(found.states[rows, moment], pose)
