@@ -139,6 +139,21 @@ def test_a_header_that_makes_no_model(value: object, tmp_path: Path, capfd: pyte
     assert (code, err.count("\n")) == (2, 1)
 
 
+def test_a_header_of_a_billion_layers_takes_no_memory(tmp_path: Path) -> None:
+    """Found by atheris: a list of so many widths was made before a layer was counted."""
+    from ebmtraj.fields import Field
+    from ebmtraj.training.checkpoint import save_tensors
+    from ebmtraj.trajectories.registry import load_model, make_model
+
+    fields = (Field("position", 2, kind="position"),)
+    model = make_model("gaussian", fields, fields, actions=False, network={"width": 4})
+    header = json.loads(json.dumps(model.header()))
+    header["network"]["depth"] = 10**9
+    save_tensors(tmp_path / "c.safetensors", model.state_dict(), header)
+    with pytest.raises(EbmtrajError, match="at most 1,000 hidden layers"):
+        load_model(tmp_path / "c.safetensors")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris: pip install 'ebmtraj[fuzz]'")
 def test_a_coverage_guided_fuzzer_finds_nothing(tmp_path: Path) -> None:

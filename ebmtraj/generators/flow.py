@@ -18,6 +18,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.generators.data import EventBatch, Events
 from ebmtraj.generators.model import LOG_2PI, Generator
 from ebmtraj.generators.vae import VAE, VAEConfig
+from ebmtraj.nets.mlp import hidden_sizes
 from ebmtraj.training.trainable import Stage
 
 Logs = dict[str, Tensor]
@@ -49,7 +50,7 @@ class VectorFlow(nn.Module):
     def __init__(self, size: int, coupling: Coupling, transforms: int, width: int, depth: int) -> None:
         super().__init__()
         flow = zuko.flows.NICE if coupling == "affine" else zuko.flows.NSF
-        hidden = {"transforms": transforms, "hidden_features": [width] * depth}
+        hidden = {"transforms": transforms, "hidden_features": hidden_sizes(width, depth)}
         if coupling == "spline":
             hidden["passes"] = 2  # couplings
         self.flow = flow(size, **hidden)

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ebmtraj.nets.mlp import hidden_sizes
+
 SMALL = 1024  # entries of an event up to which layers are dense
 
 
@@ -35,7 +37,7 @@ class _Dense(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, told: int, width: int, depth: int, event: tuple[int, ...]) -> None:
         super().__init__()
-        sizes = [inputs + told, *[width] * depth]
+        sizes = [inputs + told, *hidden_sizes(width, depth)]
         layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.body = nn.Sequential(*layers, nn.Linear(width, outputs))
         self.event = event

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebmtraj.nets.mlp import softly_bounded
+from ebmtraj.nets.mlp import hidden_sizes, softly_bounded
 
 
 class EnsembleLinear(nn.Module):
@@ -37,7 +37,7 @@ class EnsembleGaussianMLP(nn.Module):
     ) -> None:
         """`low` and `high` bound the log standard deviation."""
         super().__init__()
-        sizes = [inputs, *[width] * depth, 2 * outputs]
+        sizes = [inputs, *hidden_sizes(width, depth), 2 * outputs]
         self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in itertools.pairwise(sizes))
         self.members, self.low, self.high = members, low, high
 
@@ -71,7 +71,7 @@ class EnsembleMLP(nn.Module):
         self.members = members
         self.input_event = EnsembleLinear(members, event, width)
         self.input_context = EnsembleLinear(members, context, width)
-        sizes = [*[width] * depth, outputs]
+        sizes = [*hidden_sizes(width, depth), outputs]
         self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in itertools.pairwise(sizes))
 
     def prepare(self, context: Tensor) -> Tensor:

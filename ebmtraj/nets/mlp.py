@@ -10,6 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ebmtraj.errors import EbmtrajError
+
+MOST_LAYERS = 1000
+
+
+def hidden_sizes(width: int, depth: int) -> list[int]:
+    """As many times `width` as there are hidden layers; raises `EbmtrajError` for more of them than any network has."""
+    if depth > MOST_LAYERS:
+        raise EbmtrajError(f"network: depth = {depth:,}; there are at most {MOST_LAYERS:,} hidden layers")
+    return [width] * depth
+
 
 class MLP(nn.Sequential):
     """`depth` hidden layers of `width` units, `(B, inputs) -> (B, outputs)`."""
@@ -25,7 +36,7 @@ class MLP(nn.Sequential):
         small: bool = False,
     ) -> None:
         """`spectral` bounds every layer's Lipschitz constant by 1; `small` starts the last layer near 0."""
-        sizes = [inputs, *[width] * depth, outputs]
+        sizes = [inputs, *hidden_sizes(width, depth), outputs]
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(itertools.pairwise(sizes)):
             linear = nn.Linear(a, b)
