@@ -12,12 +12,14 @@ import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
 
 from ebmtraj.errors import EbmtrajError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Config = TypeVar("Config")
 
@@ -77,6 +79,8 @@ def build(cls: type[Config], values: Mapping[str, Any], source: str = "recipe") 
 
     Raises `EbmtrajError` that names the first unknown key, wrong type or value out of range.
     """
+    from pydantic import ValidationError  # which takes long to import, and `--help` needs none of it
+
     _refuse_unknown(cls, values, (), source)
     _refuse_infinite(values, (), source)
     try:
@@ -139,6 +143,8 @@ def _dataclasses_in(hint: Any) -> list[Any]:
 
 @cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(cls)
 
 
