@@ -353,13 +353,18 @@ class Arguments(Surface):
             "\x1b[0m",
             "training.steps=1",
         ]
-        self.stops = contextlib.ExitStack()
+        self.stops, self.stopped = contextlib.ExitStack(), dict[int, Any]()
         for name in self.LONG:
             self._stop(name)
 
     def close(self) -> None:
-        """What was stopped works again."""
+        """What was stopped works again, also in modules that were imported meanwhile and hold the stop by its name."""
         self.stops.close()
+        for module in list(sys.modules.values()):
+            for name, value in list(getattr(module, "__dict__", {}).items()):
+                while id(value) in self.stopped:
+                    value = self.stopped[id(value)][1]
+                    setattr(module, name, value)
 
     def _stop(self, name: str) -> None:
         import importlib
@@ -373,6 +378,7 @@ class Arguments(Surface):
         found = importlib.import_module(module)
         if not hasattr(found, attribute):
             raise SystemExit(f"{name} is not there any more; mend the list of what takes long")
+        self.stopped[id(stop)] = stop, getattr(found, attribute)
         self.stops.enter_context(mock.patch.object(found, attribute, stop))
 
     def decode(self, data: bytes) -> Any:

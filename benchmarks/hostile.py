@@ -78,6 +78,7 @@ SAYS = {  # by the beginning of a case's name: what the refusal must say, so tha
     "Minari: an external": "link to another file",
     "Minari: 24": "say that they are",
     "Minari: ": "lies in another file",
+    "checkpoint: a network a million deep": "hidden layers",
     "checkpoint: a network": "a far larger model",
     "images: a network": "a far larger model",
     "plan: ": "a far larger model",

@@ -254,7 +254,7 @@ class MetricsWriter:
     def __init__(self, path: Path | None, keep: int | None = None) -> None:
         """`keep`: how many rows of an existing file still hold; without a path, nothing is written.
 
-        Raises `EbmtrajError` where the file lacks rows that hold, or can't be written.
+        Raises `EbmtrajError` where the file lacks rows that hold, or can't be written, and `ValueError` as `write`.
         """
         self.rows, self._file = 0, None
         if path is None:
@@ -276,7 +276,7 @@ class MetricsWriter:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row and hand it to the system, so that a reader sees it at once.
 
-        Raises `EbmtrajError` where it can't be written.
+        Raises `EbmtrajError` where it can't be written, `ValueError` for a row with the key of its seal.
         """
         if self._file is None:
             return

@@ -25,7 +25,7 @@ import hostile  # noqa: E402
 
 SOURCES = [path for name in ("ebmtraj", "envs", "datasets", "cli") for path in (ROOT / name).rglob("*.py")]
 IMPORTS_BY_NAME = {  # where a module is imported by a name: a library's, or one that the user gives on the command line
-    *("attacks.py", "source.py", "costs.py", "policies.py"),
+    *("attacks.py", "onnx_features.py", "source.py", "costs.py", "policies.py"),
 }
 
 
