@@ -37,7 +37,7 @@ class ConceptConfig:
     evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
-            steps=6, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"
+            steps=6, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02)
         )
     )
     guidance: float = 8.0  # how much more than in the data a factor counts when samples are asked for by it
@@ -64,14 +64,13 @@ class ConceptModel(ImageModel):
     classifies = True
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 2300,
+        "steps": 2900,
         "batch": 64,
-        "precision": "bf16",
         "learning_rate": 2e-3,
         "warmup": 50,
         "ema": 0.99,
-        "check_every": 100,
-        "validation": 1024,
+        "check_every": 200,
+        "validation": 512,
     }
 
     def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: ConceptConfig) -> None:

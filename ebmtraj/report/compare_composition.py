@@ -68,7 +68,7 @@ class CompositionComparison:
     @property
     def judge_steps(self) -> int:
         """For which the judge is trained."""
-        return self.steps or 1500
+        return self.steps or 2500
 
     def alike(self) -> dict[str, Any]:
         """What a resumed comparison may not change."""
@@ -97,7 +97,7 @@ class CompositionJob:
         found: dict[str, tuple[Path, Any]] = {}
         prior = self.path / "scale"
         for name, condition in CONCEPTS.items():
-            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=650"]
+            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=900"]
             given = {"model": "concept", "conditional": True, "condition": condition, "data": "sprites"}
             found[name] = self.path / name, self._recipe(changes, given)
         for name, parts in PAIRS.items():
