@@ -32,7 +32,7 @@ class ConceptConfig:
     width: int = 24  # channels of the energy's first convolution
     evidence_width: int = 16  # of the factor's
     prior: str = ""  # a run of this model whose E(x) is taken as it is, so that only the factor is learnt
-    prior_share: float = 0.7  # of the steps, for E(x); the rest is for the factor
+    prior_share: float = 0.57  # of the steps, for E(x); the rest is for the factor
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
     evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
     sampler: LangevinConfig = field(
@@ -64,7 +64,7 @@ class ConceptModel(ImageModel):
     classifies = True
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 2900,
+        "steps": 2300,
         "batch": 64,
         "learning_rate": 2e-3,
         "warmup": 50,
