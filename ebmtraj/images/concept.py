@@ -32,7 +32,7 @@ class ConceptConfig:
     width: int = 24  # channels of the energy's first convolution
     evidence_width: int = 16  # of the factor's
     prior: str = ""  # a run of this model whose E(x) is taken as it is, so that only the factor is learnt
-    prior_share: float = 0.57  # of the steps, for E(x); the rest is for the factor
+    prior_share: float = 0.35  # of the steps, for E(x); the rest is for the factor
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
     evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))
     sampler: LangevinConfig = field(
@@ -64,7 +64,7 @@ class ConceptModel(ImageModel):
     classifies = True
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 2300,
+        "steps": 3400,
         "batch": 64,
         "learning_rate": 2e-3,
         "warmup": 50,
@@ -130,24 +130,23 @@ class ConceptModel(ImageModel):
         return annealed(self, energy, count, generator, labels, watch=watch)
 
     def _matching(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x, level, noised = self._noised(batch, self.config.noise, 1, generator)
+        x, level, noised = self._noised(batch, self.config.noise, generator)
         loss = denoising_error(x, noised, self.net.prior.gradient(noised, None, level), level).mean()
         return loss, {"score_matching": loss.detach()}
 
     def _telling(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.label is not None
-        x, level, noised = self._noised(batch, self.config.evidence_noise, 4, generator)
+        x, level, noised = self._noised(batch, self.config.evidence_noise, generator)
         loss = self.net.evidence(noised, batch.label.repeat(len(x) // len(batch.label)), level).mean()
         return loss, {"evidence": -loss.detach()}
 
     def _noised(
-        self, batch: ImageBatch, noise: NoiseConfig, draws: int, generator: torch.Generator
+        self, batch: ImageBatch, noise: NoiseConfig, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, levels and the images under noise of these, `draws` levels an image (more where there are few images)."""
+        """Images, levels and the images under noise of these; several levels an image where there are few images."""
         x = self.unit(batch.x)
         if not self.training:
-            draws = max(1, min(self.config.validation_draws, 4096 // len(x)))
-        x = x.repeat(draws, 1, 1, 1)
+            x = x.repeat(max(1, min(self.config.validation_draws, 4096 // len(x))), 1, 1, 1)
         level = noise.draw(len(x), generator)
         return x, level, x + spread_out(level, x) * torch.empty_like(x).normal_(generator=generator)
 

@@ -97,7 +97,7 @@ class CompositionJob:
         found: dict[str, tuple[Path, Any]] = {}
         prior = self.path / "scale"
         for name, condition in CONCEPTS.items():
-            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=850"]
+            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=2200"]
             given = {"model": "concept", "conditional": True, "condition": condition, "data": "sprites"}
             found[name] = self.path / name, self._recipe(changes, given)
         for name, parts in PAIRS.items():
