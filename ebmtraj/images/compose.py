@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,26 @@ from ebmtraj.samplers.langevin import LangevinConfig
 
 ALIASES = {"size": "scale", "place": "x,y", "position": "x,y"}  # names that people use for factors
 Watch = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Composing:
+    """How compositions of concepts are drawn: colder than a concept's own samples, so that they lie near the modes."""
+
+    guidance: float = 3.0  # how much what a factor says beyond E(x) counts
+    temperature: float = 0.15  # of the corrector steps
+    cooled: float | None = None  # the noise level up to which it holds, 1 above; None: at all levels
+    steps: int = 6  # corrector steps at each level
+    step_size: float = 0.3
+
+    def chain(self, own: LangevinConfig) -> LangevinConfig:
+        """The settings of a chain, with the ladder of a model's `own`."""
+        return dataclasses.replace(
+            own, steps=self.steps, step_size=self.step_size, temperature=self.temperature, cooled=self.cooled
+        )
+
+
+COMPOSING = Composing()  # chosen on validation draws of sprites
 
 
 class Concepts(nn.Module):
@@ -100,11 +122,16 @@ class Concepts(nn.Module):
             raise unknown(leaf, [*self.names, *(alias for alias, own in ALIASES.items() if own in self.names)], "factor")
         model: Any = self.models[self.names.index(name)]
         told = self.evidence(name, value_number(leaf, model.classes))
-        return getattr(model.config, "guidance", 0.0) * told if isinstance(model.net, ConceptEnergy) else told
+        return COMPOSING.guidance * told if isinstance(model.net, ConceptEnergy) else told
 
     def energy(self, tree: Tree) -> Composed:
         """The energy of a whole expression."""
         return self.posterior(build(tree, self.leaf))
+
+    def chain(self) -> LangevinConfig:
+        """The settings of a composition's chains: `COMPOSING` for models of concepts, else the first model's own."""
+        own: LangevinConfig = self.first.config.sampler
+        return COMPOSING.chain(own) if isinstance(self.first.net, ConceptEnergy) else own
 
     @torch.no_grad()
     def sample(
@@ -118,9 +145,9 @@ class Concepts(nn.Module):
     ) -> Tensor:
         """Draw images of a composed energy down the noise ladder, corrected by Langevin steps at each level.
 
-        Returns `(count, C, H, W)` pixels. `config` is by default the first model's own sampler.
+        Returns `(count, C, H, W)` pixels. `config` is by default what `chain` says.
         """
-        return annealed(self.first, energy, count, generator, config=config, watch=watch)
+        return annealed(self.first, energy, count, generator, config=config or self.chain(), watch=watch)
 
 
 def _same(one: Term, other: Term) -> bool:

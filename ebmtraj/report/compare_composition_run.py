@@ -26,7 +26,7 @@ from ebmtraj.evaluation.sprite_judge import (
     sprite_judge,
     truth_of,
 )
-from ebmtraj.images.compose import load_concepts
+from ebmtraj.images.compose import COMPOSING, load_concepts
 from ebmtraj.images.fit import train_image
 from ebmtraj.images.registry import load_image_model
 from ebmtraj.locks import only_writer
@@ -39,6 +39,8 @@ from ebmtraj.report.compare_composition import (
     PLANE,
     SIDE,
     TWO_PLACES,
+    WARM,
+    WARM_GUIDANCE,
     CompositionJob,
 )
 from ebmtraj.report.jobs import OUTCOME, finite
@@ -102,10 +104,13 @@ class Bench:
         x, y = ((factors[:, k] * (len(PLACES) - 1)).round().long() for k in (3, 4))
         return {"scale": scale, "shape": factors[:, 0].long(), "x,y": x * len(PLACES) + y}
 
-    def draw(self, name: str, energy: Any, steps: int | None = None, times: int = 1) -> tuple[Tensor, float]:
-        """Pictures of an energy, `times` as many as usual, and the seconds that they took."""
-        config = self.concept.first.config.sampler
-        config = config if steps is None else dataclasses.replace(config, steps=steps)
+    def draw(self, name: str, energy: Any, times: int = 1) -> tuple[Tensor, float]:
+        """Pictures of an energy, `times` as many as usual, and the seconds that they took; the row's name says how."""
+        config = self.concept.chain()
+        if name.endswith(WARM):
+            config = dataclasses.replace(config, temperature=1.0)
+        elif name.endswith("-uncorrected"):
+            config = dataclasses.replace(config, steps=0)
         began = time.thread_time()
         pixels = self.concept.sample(
             energy, times * self.count, generator(1000 + self.job.seed, torch.device("cpu")), config
@@ -119,16 +124,18 @@ class Bench:
         wanted = truth_of(self.factors, SIDE)
         told = {name: self.concept.evidence(name, label) for name, label in own.items()}
         two, three = told["scale"] & told["x,y"], told["scale"] & told["x,y"] & told["shape"]
-        posterior, prior, w = self.concept.posterior, self.concept.prior(), self.concept.first.config.guidance
-        for name, energy, steps in (
-            ("size-place", posterior(w * two), None),
-            ("size-place-uncorrected", posterior(w * two), 0),
-            ("three", posterior(w * three), None),
-            ("three-uncorrected", posterior(w * three), 0),
-            ("three-plain", posterior(three), None),
-            ("three-literal", And([prior, three], [3.0, 1.0]), None),
+        posterior, prior, w = self.concept.posterior, self.concept.prior(), COMPOSING.guidance
+        for name, energy in (
+            ("size-place", posterior(w * two)),
+            ("size-place-warm", posterior(WARM_GUIDANCE * two)),
+            ("size-place-uncorrected", posterior(WARM_GUIDANCE * two)),
+            ("three", posterior(w * three)),
+            ("three-warm", posterior(WARM_GUIDANCE * three)),
+            ("three-uncorrected", posterior(WARM_GUIDANCE * three)),
+            ("three-plain-warm", posterior(three)),
+            ("three-literal-warm", And([prior, three], [3.0, 1.0])),
         ):
-            pixels, seconds = self.draw(name, energy, steps)
+            pixels, seconds = self.draw(name, energy)
             facts = reading_errors(self.judge.read(pixels), wanted)
             if not name.startswith("three"):
                 del facts["shape_accuracy"]
@@ -141,7 +148,7 @@ class Bench:
         """One of two places, as often one as the other."""
         n = len(PLACES)
         sides = [self.concept.evidence("x,y", x * n + y) for x, y in TWO_PLACES]
-        w = self.concept.first.config.guidance
+        w = COMPOSING.guidance
         pixels, seconds = self.draw("or", self.concept.posterior(w * sides[0] | w * sides[1]), times=2)
         centres = torch.tensor([[PLACES[x], PLACES[y]] for x, y in TWO_PLACES]).float()
         centres = (centres - 0.5) * REACH_PX * SIDE
@@ -165,6 +172,7 @@ class Bench:
             ("not", prior & NOT_WEIGHT * ~odds),
             ("not-unbounded", And([prior, heart], [1.0, -NOT_WEIGHT])),
             ("prior", prior),
+            ("prior-warm", prior),
         ):
             pixels, seconds = self.draw(name, energy)
             shape = self.judge.read(pixels).shape

@@ -125,4 +125,4 @@ def _full(name: str) -> str:
     return TITLES[name].replace("the same", TITLES[parent], 1)
 
 
-_VARIANTS = ("-uncorrected", "-plain", "-literal", "-unbounded")
+_VARIANTS = ("-uncorrected", "-plain-warm", "-literal-warm", "-warm", "-unbounded")
