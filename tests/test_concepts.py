@@ -190,12 +190,12 @@ def test_concepts_trained_apart_are_composed(runs: dict[str, Path]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(energy.gradient(x, None, level), truth, rtol=1e-3, atol=1e-4)
     nets = [model.net for model in concepts.models]
-    w = COMPOSING.guidance
+    w = [COMPOSING.weight(name) for name in ("scale", "x,y", "shape")]
     none = torch.tensor([-1, -1, -1])
     size = nets[0].evidence(x, torch.tensor([2, 2, 2]), level)
     at = nets[2].evidence(x, torch.full((3,), 6 * 32 + 12), level)
     heart = nets[1].evidence(x, torch.tensor([2, 2, 2]), level)
-    wanted = nets[0](x, none, level) + w * size + w * at + torch.nn.functional.softplus(-w * heart)
+    wanted = nets[0](x, none, level) + w[0] * size + w[1] * at + torch.nn.functional.softplus(-w[2] * heart)
     torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-3)
     assert len(concepts.prior().parts) == 1  # the others took theirs from the first
 

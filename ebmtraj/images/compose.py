@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,16 @@ Watch = Callable[[Tensor], None]
 class Composing:
     """How compositions of concepts are drawn: colder than a concept's own samples, so that they lie near the modes."""
 
-    guidance: float = 3.0  # how much what a factor says beyond E(x) counts
-    temperature: float = 0.15  # of the corrector steps
+    guidance: Mapping[str, float] = field(default_factory=lambda: {"scale": 1.0, "x,y": 4.0})  # of what factors say, by name
+    usual: float = 3.0  # of the other factors
+    temperature: float = 0.1  # of the corrector steps
     cooled: float | None = None  # the noise level up to which it holds, 1 above; None: at all levels
     steps: int = 6  # corrector steps at each level
     step_size: float = 0.3
+
+    def weight(self, name: str) -> float:
+        """How much what a factor says beyond E(x) counts."""
+        return self.guidance.get(name, self.usual)
 
     def chain(self, own: LangevinConfig) -> LangevinConfig:
         """The settings of a chain, with the ladder of a model's `own`."""
@@ -122,7 +127,7 @@ class Concepts(nn.Module):
             raise unknown(leaf, [*self.names, *(alias for alias, own in ALIASES.items() if own in self.names)], "factor")
         model: Any = self.models[self.names.index(name)]
         told = self.evidence(name, value_number(leaf, model.classes))
-        return COMPOSING.guidance * told if isinstance(model.net, ConceptEnergy) else told
+        return COMPOSING.weight(name) * told if isinstance(model.net, ConceptEnergy) else told
 
     def energy(self, tree: Tree) -> Composed:
         """The energy of a whole expression."""

@@ -161,7 +161,7 @@ def composition_results(jobs: Sequence[CompositionJob], *, command: str = "") ->
             "data": {name: open_images(name).content_hash for name in ("sprites", "sprites-seen")},
             "judge": judged,
             "composing": dataclasses.asdict(COMPOSING),
-            "weights": {"factors": COMPOSING.guidance, "factors_warm": WARM_GUIDANCE, "not": NOT_WEIGHT},
+            "weights": {"factors_warm": WARM_GUIDANCE, "not": NOT_WEIGHT},
             "plane": dict(PLANE),
             "titles": dict(TITLES),
             "machine": machine(),

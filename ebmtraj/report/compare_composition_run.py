@@ -123,13 +123,16 @@ class Bench:
         own, rows = self.labels(self.factors), {}
         wanted = truth_of(self.factors, SIDE)
         told = {name: self.concept.evidence(name, label) for name, label in own.items()}
-        two, three = told["scale"] & told["x,y"], told["scale"] & told["x,y"] & told["shape"]
-        posterior, prior, w = self.concept.posterior, self.concept.prior(), COMPOSING.guidance
+        weighed = {name: COMPOSING.weight(name) * each for name, each in told.items()}
+        posterior, prior = self.concept.posterior, self.concept.prior()
+        (cold_two, cold_three), (two, three) = (
+            (each["scale"] & each["x,y"], each["scale"] & each["x,y"] & each["shape"]) for each in (weighed, told)
+        )
         for name, energy in (
-            ("size-place", posterior(w * two)),
+            ("size-place", posterior(cold_two)),
             ("size-place-warm", posterior(WARM_GUIDANCE * two)),
             ("size-place-uncorrected", posterior(WARM_GUIDANCE * two)),
-            ("three", posterior(w * three)),
+            ("three", posterior(cold_three)),
             ("three-warm", posterior(WARM_GUIDANCE * three)),
             ("three-uncorrected", posterior(WARM_GUIDANCE * three)),
             ("three-plain-warm", posterior(three)),
@@ -148,7 +151,7 @@ class Bench:
         """One of two places, as often one as the other."""
         n = len(PLACES)
         sides = [self.concept.evidence("x,y", x * n + y) for x, y in TWO_PLACES]
-        w = COMPOSING.guidance
+        w = COMPOSING.weight("x,y")
         pixels, seconds = self.draw("or", self.concept.posterior(w * sides[0] | w * sides[1]), times=2)
         centres = torch.tensor([[PLACES[x], PLACES[y]] for x, y in TWO_PLACES]).float()
         centres = (centres - 0.5) * REACH_PX * SIDE
