@@ -23,7 +23,8 @@ def compose_command(
         Path | None, typer.Option("--gif", help="Also write the sampling path, from noise on, as a GIF.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the sampler of images, e.g. --set steps=3 or --set temperature=1; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Change the sampler of images, e.g. --set steps=3 or --set temperature=1; repeatable."),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",

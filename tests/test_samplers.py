@@ -99,7 +99,7 @@ def test_a_cooled_ladder_is_cold_at_small_levels_only(cooled: float | None, vari
     energy = lambda x, _, s: (x**2 / (2 * (1 + s**2))).sum(-1)  # noqa: E731  # N(0, 1) under noise of level s
     x, _ = langevin(energy, torch.zeros(20_000, 1), config, generator=seeded())
     assert x.var().item() == pytest.approx(variance, rel=0.05)
-    with pytest.raises(EbmtrajError, match="cooled = 0.5; it is a level above 0 of a ladder"):
+    with pytest.raises(EbmtrajError, match=r"cooled = 0\.5; it is a level above 0 of a ladder"):
         LangevinConfig(cooled=0.5)
 
 

@@ -140,9 +140,7 @@ class ConceptModel(ImageModel):
         loss = self.net.evidence(noised, batch.label.repeat(len(x) // len(batch.label)), level).mean()
         return loss, {"evidence": -loss.detach()}
 
-    def _noised(
-        self, batch: ImageBatch, noise: NoiseConfig, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _noised(self, batch: ImageBatch, noise: NoiseConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Images, levels and the images under noise of these; several levels an image where there are few images."""
         x = self.unit(batch.x)
         if not self.training:

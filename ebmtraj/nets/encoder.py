@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ebmtraj.nets.conv import convolution, modulated
 from ebmtraj.nets.mlp import LevelFeatures
 
+
 class Encoder(nn.Module):
     """`(B, C, H, W)` at noise levels `(B,)` -> `(B, outputs)`, by convolutions.
 
@@ -31,11 +32,11 @@ class Encoder(nn.Module):
     ) -> None:
         """`width` channels first, up to four times as many later.
 
-        `details`: the sum over places of a pointwise layer of every stage is added to the outputs, and the first stage has its
-        second convolution, too. `torus`: pictures lie on one, so that convolutions see no border, and what is learnt at one
-        place holds at every other as far as halving the picture lets it. `normalise`: group normalisation, with which factors
-        are learnt far sooner; on a torus it hides how large things are. `pool`: the mean over places enters the dense layer,
-        so that it is blind to them. `extra` numbers are told at every layer beside the level.
+        `details`: the sum over places of a pointwise layer of every stage is added to the outputs, and the first stage has
+        its second convolution, too. `torus`: pictures lie on one, so that convolutions see no border, and what is learnt at
+        one place holds at every other as far as halving the picture lets it. `normalise`: group normalisation, with which
+        factors are learnt far sooner; on a torus it hides how large things are. `pool`: the mean over places enters the
+        dense layer, so that it is blind to them. `extra` numbers are told at every layer beside the level.
         """
         super().__init__()
         channels, high, wide = shape
@@ -56,8 +57,9 @@ class Encoder(nn.Module):
         self.dense = nn.Linear(widths[-1] * (1 if pool else sides[-1][0] * sides[-1][1]), hidden)
         summed = widths if details else []
         self.points = nn.ModuleList(nn.Conv2d(each, each, 1) for each in summed)
-        self.sums = nn.ModuleList(nn.Linear(each, outputs, bias=False) for each in summed)
-        for layer in self.sums:
+        sums = [nn.Linear(each, outputs, bias=False) for each in summed]
+        self.sums = nn.ModuleList(sums)
+        for layer in sums:
             nn.init.normal_(layer.weight, std=1e-2)
         self.output = nn.Linear(hidden, outputs)
         self.level = LevelFeatures()
