@@ -19,7 +19,7 @@ class ValuePlaceEnergy(Composable, nn.Module):
     """E(x, s | value, place) = |x|^2 / (2 (1 + s^2)) + (e_value + e_place) / s, or with one network told both.
 
     Convolutions are pooled over places, so that the network of the value can't tell where; that of the place sees where each
-    pixel lies relative to it on the torus. "joint": one network is told value and place as features; "joint-relative": one
+    pixel lies relative to it, in a picture that is moved on the torus to have the place in its middle. "joint": one network is told value and place as features; "joint-relative": one
     network sees the pixels relative to the place and is told the value.
     """
 
@@ -70,14 +70,24 @@ class ValuePlaceEnergy(Composable, nn.Module):
         level, u = level.expand(len(x)), shrunk(x, level)
         value, place = self.value_codes[self.values[label]], self.spots[label]
         angle = 2 * torch.pi * (self.where - self.centre[place, :, None, None])
-        relative = torch.cat((angle.sin(), angle.cos()), 1)
+        relative = torch.cat((u, angle.sin(), angle.cos()), 1)
         if self.parts == "sum":
-            out = [self.nets[0](u, level, value), self.nets[1](torch.cat((u, relative), 1), level)]
+            out = [self.nets[0](u, level, value), self.nets[1](self._centred(relative, place), level)]
         elif self.parts == "joint":
             out = [self.nets[0](u, level, torch.cat((value, self.place_codes[place]), 1))]
         else:
-            out = [self.nets[0](torch.cat((u, relative), 1), level, value)]
+            out = [self.nets[0](self._centred(relative, place), level, value)]
         return [each.to(x.dtype).squeeze(1) / level for each in out]
+
+    def _centred(self, x: Tensor, place: Tensor) -> Tensor:
+        """Pictures `(B, C, H, W)` moved on the torus by whole pixels, so that their place lies in the middle."""
+        sides = torch.tensor(x.shape[:1:-1], device=x.device)
+        off = ((self.centre[place] - 0.5) * sides).round().long()  # (B, 2), right and down
+        down, right = (torch.arange(size, device=x.device) for size in x.shape[2:])
+        rows = (down + off[:, 1:]) % x.shape[2]
+        columns = (right + off[:, :1]) % x.shape[3]
+        picture = torch.arange(len(x), device=x.device)[:, None, None]
+        return x.movedim(1, 3)[picture, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
     def forward(self, x: Tensor, label: Tensor, level: Tensor) -> Tensor:
         """Energies `(B,)` at level `()` or `(B,)`."""
