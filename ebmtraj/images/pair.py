@@ -37,7 +37,7 @@ class PairConfig:
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
-            steps=2, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02)
+            steps=4, step_size=0.3, temperature=0.1, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02)
         )
     )
     validation_draws: int = 4  # noise levels for each validation image

@@ -52,11 +52,17 @@ TITLES: Mapping[str, str] = {
     "prior": "nothing asked for: p(x)",
     "prior-warm": "the same, at temperature 1",
     "sum-seen": "sum of two energies, seen pairs",
+    "sum-seen-warm": "the same, at temperature 1",
     "sum-novel": "sum of two energies, novel pairs",
+    "sum-novel-warm": "the same, at temperature 1",
     "joint-seen": "joint conditional model, seen pairs",
+    "joint-seen-warm": "the same, at temperature 1",
     "joint-novel": "joint conditional model, novel pairs",
+    "joint-novel-warm": "the same, at temperature 1",
     "joint-relative-seen": "joint model that sees relative places, seen pairs",
+    "joint-relative-seen-warm": "the same, at temperature 1",
     "joint-relative-novel": "joint model that sees relative places, novel pairs",
+    "joint-relative-novel-warm": "the same, at temperature 1",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -194,20 +195,20 @@ class Bench:
             "seen": (torch.where(seen, scale, 0), torch.where(seen, middle, x), torch.where(seen, middle, y)),
             "novel": (scale.clamp_min(1), torch.where(x == middle, middle + 1, x), y),
         }
-        for name in PAIRS:
-            model, _ = load_image_model(self.job.path / f"pair-{name}")
-            for kind, (s, column, row) in at.items():
-                began = time.thread_time()
-                label = s * n * n + column * n + row
-                pixels = model.sample(self.count, generator(2000 + self.job.seed, torch.device("cpu")), label)
-                found = self.judge.read(pixels)
-                places = torch.from_numpy(PLACES).float()
-                place = (torch.stack((places[column], places[row]), dim=1) - 0.5) * REACH_PX * SIDE
-                size = torch.from_numpy(SCALES).float()[s] * SIZE_PX * SIDE
-                facts = reading_errors(found, Reading(torch.zeros_like(s), size, place))
-                facts |= {**self.valid.facts(pixels), "seconds": round(time.thread_time() - began, 1)}
-                rows[f"{name}-{kind}"] = facts
-                self.shown[f"{name}-{kind}"] = pixels[:SHOWN]
+        for name, (kind, (s, column, row)), warm in itertools.product(PAIRS, at.items(), ("", WARM)):
+            changes = {"sampler": {"temperature": 1.0}} if warm else None
+            model, _ = load_image_model(self.job.path / f"pair-{name}", network=changes)
+            began = time.thread_time()
+            label = s * n * n + column * n + row
+            pixels = model.sample(self.count, generator(2000 + self.job.seed, torch.device("cpu")), label)
+            found = self.judge.read(pixels)
+            places = torch.from_numpy(PLACES).float()
+            place = (torch.stack((places[column], places[row]), dim=1) - 0.5) * REACH_PX * SIDE
+            size = torch.from_numpy(SCALES).float()[s] * SIZE_PX * SIDE
+            facts = reading_errors(found, Reading(torch.zeros_like(s), size, place))
+            facts |= {**self.valid.facts(pixels), "seconds": round(time.thread_time() - began, 1)}
+            rows[f"{name}-{kind}{warm}"] = facts
+            self.shown[f"{name}-{kind}{warm}"] = pixels[:SHOWN]
         return rows
 
     def keep(self) -> None:
