@@ -19,8 +19,9 @@ class ValuePlaceEnergy(Composable, nn.Module):
     """E(x, s | value, place) = |x|^2 / (2 (1 + s^2)) + (e_value + e_place) / s, or with one network told both.
 
     Convolutions are pooled over places, so that the network of the value can't tell where; that of the place sees where each
-    pixel lies relative to it, in a picture that is moved on the torus to have the place in its middle. "joint": one network is told value and place as features; "joint-relative": one
-    network sees the pixels relative to the place and is told the value.
+    pixel lies relative to it, in a picture that is moved on the torus to have the place in its middle. "joint": one network
+    is told value and place as features; "joint-relative": one network sees the pixels relative to the place and is told the
+    value.
     """
 
     values: Tensor
