@@ -35,8 +35,7 @@ PLANE: Mapping[str, str] = {
     "not": "grid:3,0.45 & ~gaussian:0,0,0.8",
     "nested": "(ring:1.8,0.25 | gaussian:0,0,0.4) & ~bar:1.2,0,90,4,0.4",
 }
-NOT_WEIGHT = 16.0  # of ~heart, chosen on validation draws
-ALONE = 1.0  # level up to which chains are cold where nothing says what to draw: E(x) is lowest at the empty picture
+NOT_WEIGHT = 12.0  # of ~heart, chosen on validation draws
 WARM, WARM_GUIDANCE = "-warm", 8.0  # rows at temperature 1, and what a factor counts there
 TITLES: Mapping[str, str] = {
     "size-place": "size & position",

@@ -33,7 +33,6 @@ from ebmtraj.images.registry import load_image_model
 from ebmtraj.locks import only_writer
 from ebmtraj.parallel import open_pool
 from ebmtraj.report.compare_composition import (
-    ALONE,
     CONCEPTS,
     EXCLUDED,
     NOT_WEIGHT,
@@ -111,8 +110,6 @@ class Bench:
         config = self.concept.chain()
         if name.endswith(WARM):
             config = dataclasses.replace(config, temperature=1.0)
-        elif name.startswith(("not", "prior")):
-            config = dataclasses.replace(config, cooled=ALONE)
         elif name.endswith("-uncorrected"):
             config = dataclasses.replace(config, steps=0)
         began = time.thread_time()
