@@ -36,8 +36,7 @@ class Encoder(nn.Module):
         its second convolution, too. `torus`: pictures lie on one, so that convolutions see no border, and what is learnt at
         one place holds at every other as far as halving the picture lets it. `normalise`: group normalisation, with which
         factors are learnt far sooner; on a torus it hides how large things are. `pool`: the mean over places enters the
-        dense layer, so that it is blind to them, and pictures are halved by means of 2 x 2 pixels, which makes less of a
-        difference between even and odd places than a stride does. `extra` numbers are told at every layer beside the level.
+        dense layer, so that it is blind to them. `extra` numbers are told at every layer beside the level.
         """
         super().__init__()
         channels, high, wide = shape
@@ -48,7 +47,7 @@ class Encoder(nn.Module):
         stages, self.pool, hidden = range(len(widths)), pool, 2 * widths[-1]
         before = [channels, *widths]
         kind = _Circular if torus else convolution
-        self.enter = nn.ModuleList(kind(before[i], widths[i], stride=2 if i and not pool else 1) for i in stages)
+        self.enter = nn.ModuleList(kind(before[i], widths[i], stride=2 if i else 1) for i in stages)
         self.stay = nn.ModuleList(kind(each, each) if i or details else nn.Identity() for i, each in enumerate(widths))
         self.norms = nn.ModuleList(
             nn.GroupNorm(8, each) if normalise and i and each % 8 == 0 else nn.Identity()
@@ -79,7 +78,6 @@ class Encoder(nn.Module):
         gains = [(1 + gain, bias) for gain, bias in (layer(told).chunk(2, dim=-1) for layer in self.gains)]
         stages = []
         for i, (enter, stay) in enumerate(zip(self.enter, self.stay, strict=True)):
-            x = F.avg_pool2d(x, 2, ceil_mode=True) if self.pool and i else x
             x = F.silu(modulated(self.norms[2 * i](enter(x)), gains[2 * i]))
             if not isinstance(stay, nn.Identity):
                 x = x + F.silu(modulated(self.norms[2 * i + 1](stay(x)), gains[2 * i + 1]))
