@@ -36,6 +36,7 @@ from ebmtraj.report.compare_composition import (
     CONCEPTS,
     EXCLUDED,
     NOT_WEIGHT,
+    OR_WEIGHT,
     PAIRS,
     PLANE,
     SIDE,
@@ -152,8 +153,8 @@ class Bench:
         """One of two places, as often one as the other."""
         n = len(PLACES)
         sides = [self.concept.evidence("x,y", x * n + y) for x, y in TWO_PLACES]
-        w = COMPOSING.weight("x,y")
-        pixels, seconds = self.draw("or", self.concept.posterior(w * sides[0] | w * sides[1]), times=2)
+        either = OR_WEIGHT * sides[0] | OR_WEIGHT * sides[1]
+        pixels, seconds = self.draw("or", self.concept.posterior(either), times=2)
         centres = torch.tensor([[PLACES[x], PLACES[y]] for x, y in TWO_PLACES]).float()
         centres = (centres - 0.5) * REACH_PX * SIDE
         away = torch.cdist(self.judge.read(pixels).place, centres)
