@@ -23,7 +23,8 @@ def compose_command(
         Path | None, typer.Option("--gif", help="Also write the sampling path, from noise on, as a GIF.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the sampler of images, e.g. --set steps=3; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Change the sampler of images, e.g. --set steps=3 or --set temperature=1; repeatable."),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -101,7 +102,7 @@ def _images(
     tree = parse(expression)
     concepts = load_concepts(runs, device)
     energy = concepts.energy(tree)
-    own = to_plain(dataclasses.asdict(concepts.first.config.sampler))
+    own = to_plain(dataclasses.asdict(concepts.chain()))
     config: LangevinConfig = build(LangevinConfig, merge(own, parse_overrides(changes)), "--set")
     states: list[Any] = []
     watch = (lambda x: states.append(x[:64].cpu().numpy())) if film is not None else None

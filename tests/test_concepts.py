@@ -23,9 +23,10 @@ from ebmtraj.energies.expression import Leaf, leaves, parse
 from ebmtraj.energies.value_place import ValuePlaceEnergy
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.sprite_judge import SpriteJudge, Validity, random_factors, reading_errors, truth_of
-from ebmtraj.images.compose import load_concepts, value_number
+from ebmtraj.images.compose import COMPOSING, load_concepts, value_number
 from ebmtraj.images.fit import load_image_recipe, train_image
 from ebmtraj.images.registry import load_image_model
+from ebmtraj.nets.encoder import Encoder
 
 SMALL = [
     *("training.steps=6", "training.batch=8", "training.check_every=3", "network.width=8", "network.evidence_width=8"),
@@ -189,12 +190,12 @@ def test_concepts_trained_apart_are_composed(runs: dict[str, Path]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(energy.gradient(x, None, level), truth, rtol=1e-3, atol=1e-4)
     nets = [model.net for model in concepts.models]
-    w = concepts.first.config.guidance
+    w = [COMPOSING.weight(name) for name in ("scale", "x,y", "shape")]
     none = torch.tensor([-1, -1, -1])
     size = nets[0].evidence(x, torch.tensor([2, 2, 2]), level)
     at = nets[2].evidence(x, torch.full((3,), 6 * 32 + 12), level)
     heart = nets[1].evidence(x, torch.tensor([2, 2, 2]), level)
-    wanted = nets[0](x, none, level) + w * size + w * at + torch.nn.functional.softplus(-w * heart)
+    wanted = nets[0](x, none, level) + w[0] * size + w[1] * at + torch.nn.functional.softplus(-w[2] * heart)
     torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-3)
     assert len(concepts.prior().parts) == 1  # the others took theirs from the first
 
@@ -291,3 +292,24 @@ def test_what_is_no_sprite_is_not_valid() -> None:
     assert valid.facts(torch.zeros_like(pixels))["one_sprite"] == 0
     assert valid.facts(pixels.roll(2, dims=3))["valid"] < 0.2
     assert valid.facts((pixels + pixels.flip(0)).clamp(0, 1))["valid"] < 0.5
+
+
+@pytest.mark.parametrize(("torus", "pool", "same"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_an_encoder_on_a_torus_is_blind_to_places(torus: bool, pool: bool, same: bool) -> None:
+    torch.manual_seed(3)
+    net = Encoder((1, 16, 16), 2, width=8, details=True, torus=torus, pool=pool).double()
+    x, level = torch.randn(3, 1, 16, 16).double(), torch.full((3,), 0.5).double()
+    moved = net(x.roll((4, -8), dims=(2, 3)), level)  # by whole pixels of the last stage
+    assert torch.allclose(moved, net(x, level), rtol=1e-9, atol=0) == same
+
+
+def test_compositions_are_drawn_colder_than_a_concept(runs: dict[str, Path]) -> None:
+    concepts = load_concepts([runs["size"]])
+    own, chain = concepts.first.config.sampler, concepts.chain()
+    assert chain == COMPOSING.chain(own)
+    assert chain.ladder == own.ladder
+    assert chain.temperature < own.temperature
+    energy = concepts.energy(parse("size:0.7"))
+    drawn = [concepts.sample(energy, 2, torch.Generator().manual_seed(0), config) for config in (None, chain, own)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

@@ -92,6 +92,17 @@ def test_a_corrector_s_step_grows_with_the_square_of_its_level() -> None:
     torch.testing.assert_close(langevin(energy, x, config, generator=seeded(2))[0], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("cooled", "variance"), [(None, 0.25), (0.6, 0.25), (0.4, 1.25)])
+def test_a_cooled_ladder_is_cold_at_small_levels_only(cooled: float | None, variance: float) -> None:
+    ladder = Ladder(levels=2, sigma_max=3.0, sigma_min=0.5, predictor="none")
+    config = LangevinConfig(steps=300, step_size=0.2, temperature=0.2, cooled=cooled, ladder=ladder)
+    energy = lambda x, _, s: (x**2 / (2 * (1 + s**2))).sum(-1)  # noqa: E731  # N(0, 1) under noise of level s
+    x, _ = langevin(energy, torch.zeros(20_000, 1), config, generator=seeded())
+    assert x.var().item() == pytest.approx(variance, rel=0.05)
+    with pytest.raises(EbmtrajError, match=r"cooled = 0\.5; it is a level above 0 of a ladder"):
+        LangevinConfig(cooled=0.5)
+
+
 LADDER = LangevinConfig(steps=2, step_size=0.3, ladder=Ladder(levels=6))
 
 

@@ -42,7 +42,7 @@ class PriorEnergy(Composable, nn.Module):
     def __init__(self, shape: tuple[int, int, int], *, width: int = 24) -> None:
         super().__init__()
         self.event, self.base = shape, UnitGaussian()
-        self.net = Encoder(shape, 1, width=width, stride=1)
+        self.net = Encoder(shape, 1, width=width, details=True, torus=True)
         nn.init.normal_(self.net.output.weight, std=1e-2)
 
     def forward(self, x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Evidence(Composable, nn.Module):
         self.event, self.classes, self.measured = shape, len(classes), values is not None
         self.register_buffer("values", torch.zeros(0, 0) if values is None else values, persistent=False)
         outputs = len(classes) if values is None else 2 * values.shape[1]
-        self.net = Encoder(shape, outputs, width=width, stride=1, normalise=True)
+        self.net = Encoder(shape, outputs, width=width, normalise=True)
 
     def _outputs(self, x: Tensor, level: Tensor) -> Tensor:
         level = level.expand(len(x))

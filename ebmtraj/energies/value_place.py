@@ -19,8 +19,9 @@ class ValuePlaceEnergy(Composable, nn.Module):
     """E(x, s | value, place) = |x|^2 / (2 (1 + s^2)) + (e_value + e_place) / s, or with one network told both.
 
     Convolutions are pooled over places, so that the network of the value can't tell where; that of the place sees where each
-    pixel lies relative to it. "joint": one network is told value and place as features; "joint-relative": one network
-    sees the pixels relative to the place and is told the value.
+    pixel lies relative to it, in a picture that is moved on the torus to have the place in its middle. "joint": one network
+    is told value and place as features; "joint-relative": one network sees the pixels relative to the place and is told the
+    value.
     """
 
     values: Tensor  # (K,) which value each of K classes has
@@ -52,15 +53,16 @@ class ValuePlaceEnergy(Composable, nn.Module):
         self.register_buffer("centre", centre, persistent=False)
         channels, high, wide = shape
         told, spread = self.value_codes.shape[1], self.place_codes.shape[1]
-        beside = (channels + 2, high, wide)
+        beside = (channels + 4, high, wide)
+        wider = round(1.5 * width)
         self.nets = nn.ModuleList()
         if parts == "sum":
-            self.nets.append(Encoder(shape, 1, width=width, stride=1, pool=True, extra=told))
-            self.nets.append(Encoder(beside, 1, width=width, stride=1, pool=True))
+            self.nets.append(Encoder(shape, 1, width=width, details=True, torus=True, pool=True, extra=told))
+            self.nets.append(Encoder(beside, 1, width=width, details=True, torus=True, pool=True))
         elif parts == "joint":
-            self.nets.append(Encoder(shape, 1, width=round(1.5 * width), stride=1, extra=told + spread))
+            self.nets.append(Encoder(shape, 1, width=wider, details=True, torus=True, extra=told + spread))
         else:
-            self.nets.append(Encoder(beside, 1, width=round(1.5 * width), stride=1, pool=True, extra=told))
+            self.nets.append(Encoder(beside, 1, width=wider, details=True, torus=True, pool=True, extra=told))
         for net in self.nets:
             nn.init.normal_(net.output.weight, std=1e-2)  # type: ignore[union-attr, arg-type]
 
@@ -68,14 +70,25 @@ class ValuePlaceEnergy(Composable, nn.Module):
         """Each network's energy, without the base, `(B,)`: of value and place, or of both."""
         level, u = level.expand(len(x)), shrunk(x, level)
         value, place = self.value_codes[self.values[label]], self.spots[label]
-        relative = 4 * (self.where - self.centre[place, :, None, None])
+        angle = 2 * torch.pi * (self.where - self.centre[place, :, None, None])
+        relative = torch.cat((u, angle.sin(), angle.cos()), 1)
         if self.parts == "sum":
-            out = [self.nets[0](u, level, value), self.nets[1](torch.cat((u, relative), 1), level)]
+            out = [self.nets[0](u, level, value), self.nets[1](self._centred(relative, place), level)]
         elif self.parts == "joint":
             out = [self.nets[0](u, level, torch.cat((value, self.place_codes[place]), 1))]
         else:
-            out = [self.nets[0](torch.cat((u, relative), 1), level, value)]
+            out = [self.nets[0](self._centred(relative, place), level, value)]
         return [each.to(x.dtype).squeeze(1) / level for each in out]
+
+    def _centred(self, x: Tensor, place: Tensor) -> Tensor:
+        """Pictures `(B, C, H, W)` moved on the torus by whole pixels, so that their place lies in the middle."""
+        sides = torch.tensor(x.shape[:1:-1], device=x.device)
+        off = ((self.centre[place] - 0.5) * sides).round().long()  # (B, 2), right and down
+        down, right = (torch.arange(size, device=x.device) for size in x.shape[2:])
+        rows = (down + off[:, 1:]) % x.shape[2]
+        columns = (right + off[:, :1]) % x.shape[3]
+        picture = torch.arange(len(x), device=x.device)[:, None, None]
+        return x.movedim(1, 3)[picture, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
     def forward(self, x: Tensor, label: Tensor, level: Tensor) -> Tensor:
         """Energies `(B,)` at level `()` or `(B,)`."""

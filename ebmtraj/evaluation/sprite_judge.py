@@ -16,7 +16,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.runs import read_json, write_json
 from ebmtraj.training.checkpoint import load_tensors, load_weights, save_tensors
 
-VERSION = 1  # counts changes of the network or its training
+VERSION = 2  # counts changes of the network or its training
 SIZE_PX, REACH_PX = 0.32, 0.5  # of a picture's side: a square's side at scale 1, and what a centre moves over
 
 
@@ -86,7 +86,7 @@ def random_factors(count: int, seed: int, **held: float) -> np.ndarray:
 
 @no_denormals()
 def train_sprite_judge(
-    side: int, steps: int = 1500, batch: int = 192, seed: int = 0, pool: int | None = None
+    side: int, steps: int = 2500, batch: int = 192, seed: int = 0, pool: int | None = None
 ) -> SpriteJudge:
     """Train on `pool` fresh renders (60,000 at most) with a little noise on their pixels; the same bits on one machine."""
     pool = pool or min(60_000, batch * steps)
@@ -97,17 +97,16 @@ def train_sprite_judge(
     target = torch.cat([(wanted.size - middle).unsqueeze(1), wanted.place], dim=1)
     noise = torch.Generator().manual_seed(seed)
     with weights_from(seed):
-        judge = SpriteJudge(side)
+        judge = SpriteJudge(side).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     for _ in range(steps):
         index = torch.randint(pool, (batch,), generator=noise)
         x = pixels[index].float() / 255
         x = x + 0.04 * torch.rand(batch, 1, 1, 1, generator=noise) * torch.randn(x.shape, generator=noise)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, numbers = judge(x)
-        loss = F.cross_entropy(logits.float(), wanted.shape[index])
-        loss = loss + 4 * F.smooth_l1_loss(numbers.float(), target[index], beta=0.1)
+        logits, numbers = judge(x)
+        loss = F.cross_entropy(logits, wanted.shape[index])
+        loss = loss + 4 * F.smooth_l1_loss(numbers, target[index], beta=0.1)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -115,7 +114,7 @@ def train_sprite_judge(
     return judge.eval()
 
 
-def sprite_judge(side: int, folder: Path, steps: int = 1500) -> tuple[SpriteJudge, dict[str, Any]]:
+def sprite_judge(side: int, folder: Path, steps: int = 2500) -> tuple[SpriteJudge, dict[str, Any]]:
     """The judge kept in a folder, trained there if it is missing; and its own errors on 5,000 renders it never saw.
 
     Raises `EbmtrajError` for a damaged file.

@@ -5,9 +5,11 @@ Papers 000, section 7, and 003.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,31 @@ from ebmtraj.samplers.langevin import LangevinConfig
 
 ALIASES = {"size": "scale", "place": "x,y", "position": "x,y"}  # names that people use for factors
 Watch = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Composing:
+    """How compositions of concepts are drawn: colder than a concept's own samples, so that they lie near the modes."""
+
+    guidance: Mapping[str, float] = field(default_factory=lambda: {"scale": 1.0, "x,y": 6.0})  # of what factors say, by name
+    usual: float = 3.0  # of the other factors
+    temperature: float = 0.1  # of the corrector steps
+    cooled: float | None = 2.0  # the noise level up to which it holds, 1 above, so that no mode is lost; None: at all
+    steps: int = 6  # corrector steps at each level
+    step_size: float = 0.3
+
+    def weight(self, name: str) -> float:
+        """How much what a factor says beyond E(x) counts."""
+        return self.guidance.get(name, self.usual)
+
+    def chain(self, own: LangevinConfig) -> LangevinConfig:
+        """The settings of a chain, with the ladder of a model's `own`."""
+        return dataclasses.replace(
+            own, steps=self.steps, step_size=self.step_size, temperature=self.temperature, cooled=self.cooled
+        )
+
+
+COMPOSING = Composing()  # chosen on validation draws of sprites
 
 
 class Concepts(nn.Module):
@@ -103,11 +130,16 @@ class Concepts(nn.Module):
             raise unknown(leaf, [*self.names, *(alias for alias, own in ALIASES.items() if own in self.names)], "factor")
         model: Any = self.models[self.names.index(name)]
         told = self.evidence(name, value_number(leaf, model.classes))
-        return getattr(model.config, "guidance", 0.0) * told if isinstance(model.net, ConceptEnergy) else told
+        return COMPOSING.weight(name) * told if isinstance(model.net, ConceptEnergy) else told
 
     def energy(self, tree: Tree) -> Composed:
         """The energy of a whole expression."""
         return self.posterior(build(tree, self.leaf))
+
+    def chain(self) -> LangevinConfig:
+        """The settings of a composition's chains: `COMPOSING` for models of concepts, else the first model's own."""
+        own: LangevinConfig = self.first.config.sampler
+        return COMPOSING.chain(own) if isinstance(self.first.net, ConceptEnergy) else own
 
     @torch.no_grad()
     def sample(
@@ -121,9 +153,9 @@ class Concepts(nn.Module):
     ) -> Tensor:
         """Draw images of a composed energy down the noise ladder, corrected by Langevin steps at each level.
 
-        Returns `(count, C, H, W)` pixels. `config` is by default the first model's own sampler.
+        Returns `(count, C, H, W)` pixels. `config` is by default what `chain` says.
         """
-        return annealed(self.first, energy, count, generator, config=config, watch=watch)
+        return annealed(self.first, energy, count, generator, config=config or self.chain(), watch=watch)
 
 
 def _same(one: Term, other: Term) -> bool:

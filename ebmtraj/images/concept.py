@@ -38,13 +38,13 @@ class ConceptConfig:
     width: int = 24  # channels of the energy's first convolution
     evidence_width: int = 16  # of the factor's
     prior: str = ""  # a run of this model whose E(x) is taken as it is, so that only the factor is learnt
-    prior_share: float = 0.7  # of the steps, for E(x); the rest is for the factor
+    prior_share: float = 0.35  # of the steps, for E(x); the rest is for the factor
     # noise levels in training, of the energy
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))
     evidence_noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=-0.4, std=1.4))  # and of the factor
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
-            steps=6, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"
+            steps=6, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02)
         )
     )
     guidance: float = 8.0  # how much more than in the data a factor counts when samples are asked for by it
@@ -71,14 +71,13 @@ class ConceptModel(ImageModel):
     classifies = True
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 2300,
+        "steps": 3400,
         "batch": 64,
-        "precision": "bf16",
         "learning_rate": 2e-3,
         "warmup": 50,
         "ema": 0.99,
-        "check_every": 100,
-        "validation": 1024,
+        "check_every": 200,
+        "validation": 512,
     }
 
     def __init__(self, shape: Sequence[int], classes: Sequence[str], *, conditional: bool, config: ConceptConfig) -> None:
@@ -141,24 +140,21 @@ class ConceptModel(ImageModel):
         return annealed(self, energy, count, generator, labels, watch=watch)
 
     def _matching(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x, level, noised = self._noised(batch, self.config.noise, 1, generator)
+        x, level, noised = self._noised(batch, self.config.noise, generator)
         loss = denoising_error(x, noised, self.net.prior.gradient(noised, None, level), level).mean()
         return loss, {"score_matching": loss.detach()}
 
     def _telling(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.label is not None
-        x, level, noised = self._noised(batch, self.config.evidence_noise, 4, generator)
+        x, level, noised = self._noised(batch, self.config.evidence_noise, generator)
         loss = self.net.evidence(noised, batch.label.repeat(len(x) // len(batch.label)), level).mean()
         return loss, {"evidence": -loss.detach()}
 
-    def _noised(
-        self, batch: ImageBatch, noise: NoiseConfig, draws: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, levels and the images under noise of these, `draws` levels an image (more where there are few images)."""
+    def _noised(self, batch: ImageBatch, noise: NoiseConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, levels and the images under noise of these; several levels an image where there are few images."""
         x = self.unit(batch.x)
         if not self.training:
-            draws = max(1, min(self.config.validation_draws, 4096 // len(x)))
-        x = x.repeat(draws, 1, 1, 1)
+            x = x.repeat(max(1, min(self.config.validation_draws, 4096 // len(x))), 1, 1, 1)
         level = noise.draw(len(x), generator)
         return x, level, x + spread_out(level, x) * torch.empty_like(x).normal_(generator=generator)
 

@@ -43,7 +43,7 @@ class PairConfig:
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(mean=0.0, std=1.4))  # noise levels in training
     sampler: LangevinConfig = field(
         default_factory=lambda: LangevinConfig(
-            steps=2, step_size=0.15, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02), backend="bf16"
+            steps=4, step_size=0.3, temperature=0.1, ladder=Ladder(levels=20, sigma_max=20.0, sigma_min=0.02)
         )
     )
     validation_draws: int = 4  # noise levels for each validation image
@@ -68,7 +68,6 @@ class PairModel(ImageModel):
     training_defaults: ClassVar[dict[str, Any]] = {
         "steps": 500,
         "batch": 64,
-        "precision": "bf16",
         "learning_rate": 2e-3,
         "warmup": 50,
         "ema": 0.99,

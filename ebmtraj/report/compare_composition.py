@@ -19,6 +19,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.sprite_judge import (
     sprite_judge,
 )
+from ebmtraj.images.compose import COMPOSING
 from ebmtraj.images.fit import load_image_recipe
 from ebmtraj.report.jobs import OUTCOME, finite, open_folder, same
 from ebmtraj.runs import machine, read_json, versions
@@ -34,24 +35,34 @@ PLANE: Mapping[str, str] = {
     "not": "grid:3,0.45 & ~gaussian:0,0,0.8",
     "nested": "(ring:1.8,0.25 | gaussian:0,0,0.4) & ~bar:1.2,0,90,4,0.4",
 }
-NOT_WEIGHT = 25.0  # of ~heart, chosen on other trainings
+NOT_WEIGHT, OR_WEIGHT = 12.0, 2.0  # of ~heart, and of each of two places, chosen on validation draws
+WARM, WARM_GUIDANCE = "-warm", 8.0  # rows at temperature 1, and what a factor counts there
 TITLES: Mapping[str, str] = {
     "size-place": "size & position",
-    "size-place-uncorrected": "the same, without corrector steps",
+    "size-place-warm": "the same, at temperature 1, weights of 8",
+    "size-place-uncorrected": "the same, without corrector steps, weights of 8",
     "three": "shape & size & position",
-    "three-plain": "the same, weights of 1",
-    "three-uncorrected": "the same, without corrector steps",
-    "three-literal": "the same, weights of 1 and E(x) counted three times (papers 000, 003)",
+    "three-warm": "the same, at temperature 1, weights of 8",
+    "three-uncorrected": "the same, without corrector steps, weights of 8",
+    "three-plain-warm": "the same, at temperature 1, weights of 1",
+    "three-literal-warm": "the same, at temperature 1, weights of 1 and E(x) counted three times (papers 000, 003)",
     "or": "position or position",
     "not": "not heart",
     "not-unbounded": "the same, by -E (paper 003)",
     "prior": "nothing asked for: p(x)",
+    "prior-warm": "the same, at temperature 1",
     "sum-seen": "sum of two energies, seen pairs",
+    "sum-seen-warm": "the same, at temperature 1",
     "sum-novel": "sum of two energies, novel pairs",
+    "sum-novel-warm": "the same, at temperature 1",
     "joint-seen": "joint conditional model, seen pairs",
+    "joint-seen-warm": "the same, at temperature 1",
     "joint-novel": "joint conditional model, novel pairs",
+    "joint-novel-warm": "the same, at temperature 1",
     "joint-relative-seen": "joint model that sees relative places, seen pairs",
+    "joint-relative-seen-warm": "the same, at temperature 1",
     "joint-relative-novel": "joint model that sees relative places, novel pairs",
+    "joint-relative-novel-warm": "the same, at temperature 1",
 }
 
 
@@ -68,7 +79,7 @@ class CompositionComparison:
     @property
     def judge_steps(self) -> int:
         """For which the judge is trained."""
-        return self.steps or 1500
+        return self.steps or 2500
 
     def alike(self) -> dict[str, Any]:
         """What a resumed comparison may not change."""
@@ -97,7 +108,7 @@ class CompositionJob:
         found: dict[str, tuple[Path, Any]] = {}
         prior = self.path / "scale"
         for name, condition in CONCEPTS.items():
-            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=650"]
+            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=2200"]
             given = {"model": "concept", "conditional": True, "condition": condition, "data": "sprites"}
             found[name] = self.path / name, self._recipe(changes, given)
         for name, parts in PAIRS.items():
@@ -155,7 +166,8 @@ def composition_results(jobs: Sequence[CompositionJob], *, command: str = "") ->
             "seeds": [job.seed for job in jobs],
             "data": {name: open_images(name).content_hash for name in ("sprites", "sprites-seen")},
             "judge": judged,
-            "weights": {"factors": jobs[0].recipes()["scale"][1].network["guidance"], "not": NOT_WEIGHT},
+            "composing": dataclasses.asdict(COMPOSING),
+            "weights": {"factors_warm": WARM_GUIDANCE, "not": NOT_WEIGHT, "or": OR_WEIGHT},
             "plane": dict(PLANE),
             "titles": dict(TITLES),
             "machine": machine(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from ebmtraj.evaluation.sprite_judge import (
     sprite_judge,
     truth_of,
 )
-from ebmtraj.images.compose import load_concepts
+from ebmtraj.images.compose import COMPOSING, load_concepts
 from ebmtraj.images.fit import train_image
 from ebmtraj.images.registry import load_image_model
 from ebmtraj.locks import only_writer
@@ -35,10 +36,13 @@ from ebmtraj.report.compare_composition import (
     CONCEPTS,
     EXCLUDED,
     NOT_WEIGHT,
+    OR_WEIGHT,
     PAIRS,
     PLANE,
     SIDE,
     TWO_PLACES,
+    WARM,
+    WARM_GUIDANCE,
     CompositionJob,
 )
 from ebmtraj.report.jobs import OUTCOME, finite
@@ -102,10 +106,13 @@ class Bench:
         x, y = ((factors[:, k] * (len(PLACES) - 1)).round().long() for k in (3, 4))
         return {"scale": scale, "shape": factors[:, 0].long(), "x,y": x * len(PLACES) + y}
 
-    def draw(self, name: str, energy: Any, steps: int | None = None, times: int = 1) -> tuple[Tensor, float]:
-        """Pictures of an energy, `times` as many as usual, and the seconds that they took."""
-        config = self.concept.first.config.sampler
-        config = config if steps is None else dataclasses.replace(config, steps=steps)
+    def draw(self, name: str, energy: Any, times: int = 1) -> tuple[Tensor, float]:
+        """Pictures of an energy, `times` as many as usual, and the seconds that they took; the row's name says how."""
+        config = self.concept.chain()
+        if name.endswith(WARM):
+            config = dataclasses.replace(config, temperature=1.0)
+        elif name.endswith("-uncorrected"):
+            config = dataclasses.replace(config, steps=0)
         began = time.thread_time()
         pixels = self.concept.sample(
             energy, times * self.count, generator(1000 + self.job.seed, torch.device("cpu")), config
@@ -118,17 +125,22 @@ class Bench:
         own, rows = self.labels(self.factors), {}
         wanted = truth_of(self.factors, SIDE)
         told = {name: self.concept.evidence(name, label) for name, label in own.items()}
-        two, three = told["scale"] & told["x,y"], told["scale"] & told["x,y"] & told["shape"]
-        posterior, prior, w = self.concept.posterior, self.concept.prior(), self.concept.first.config.guidance
-        for name, energy, steps in (
-            ("size-place", posterior(w * two), None),
-            ("size-place-uncorrected", posterior(w * two), 0),
-            ("three", posterior(w * three), None),
-            ("three-uncorrected", posterior(w * three), 0),
-            ("three-plain", posterior(three), None),
-            ("three-literal", And([prior, three], [3.0, 1.0]), None),
+        weighed = {name: COMPOSING.weight(name) * each for name, each in told.items()}
+        posterior, prior = self.concept.posterior, self.concept.prior()
+        (cold_two, cold_three), (two, three) = (
+            (each["scale"] & each["x,y"], each["scale"] & each["x,y"] & each["shape"]) for each in (weighed, told)
+        )
+        for name, energy in (
+            ("size-place", posterior(cold_two)),
+            ("size-place-warm", posterior(WARM_GUIDANCE * two)),
+            ("size-place-uncorrected", posterior(WARM_GUIDANCE * two)),
+            ("three", posterior(cold_three)),
+            ("three-warm", posterior(WARM_GUIDANCE * three)),
+            ("three-uncorrected", posterior(WARM_GUIDANCE * three)),
+            ("three-plain-warm", posterior(three)),
+            ("three-literal-warm", And([prior, three], [3.0, 1.0])),
         ):
-            pixels, seconds = self.draw(name, energy, steps)
+            pixels, seconds = self.draw(name, energy)
             facts = reading_errors(self.judge.read(pixels), wanted)
             if not name.startswith("three"):
                 del facts["shape_accuracy"]
@@ -141,8 +153,8 @@ class Bench:
         """One of two places, as often one as the other."""
         n = len(PLACES)
         sides = [self.concept.evidence("x,y", x * n + y) for x, y in TWO_PLACES]
-        w = self.concept.first.config.guidance
-        pixels, seconds = self.draw("or", self.concept.posterior(w * sides[0] | w * sides[1]), times=2)
+        either = OR_WEIGHT * sides[0] | OR_WEIGHT * sides[1]
+        pixels, seconds = self.draw("or", self.concept.posterior(either), times=2)
         centres = torch.tensor([[PLACES[x], PLACES[y]] for x, y in TWO_PLACES]).float()
         centres = (centres - 0.5) * REACH_PX * SIDE
         away = torch.cdist(self.judge.read(pixels).place, centres)
@@ -165,6 +177,7 @@ class Bench:
             ("not", prior & NOT_WEIGHT * ~odds),
             ("not-unbounded", And([prior, heart], [1.0, -NOT_WEIGHT])),
             ("prior", prior),
+            ("prior-warm", prior),
         ):
             pixels, seconds = self.draw(name, energy)
             shape = self.judge.read(pixels).shape
@@ -183,20 +196,20 @@ class Bench:
             "seen": (torch.where(seen, scale, 0), torch.where(seen, middle, x), torch.where(seen, middle, y)),
             "novel": (scale.clamp_min(1), torch.where(x == middle, middle + 1, x), y),
         }
-        for name in PAIRS:
-            model, _ = load_image_model(self.job.path / f"pair-{name}")
-            for kind, (s, column, row) in at.items():
-                began = time.thread_time()
-                label = s * n * n + column * n + row
-                pixels = model.sample(self.count, generator(2000 + self.job.seed, torch.device("cpu")), label)
-                found = self.judge.read(pixels)
-                places = torch.from_numpy(PLACES).float()
-                place = (torch.stack((places[column], places[row]), dim=1) - 0.5) * REACH_PX * SIDE
-                size = torch.from_numpy(SCALES).float()[s] * SIZE_PX * SIDE
-                facts = reading_errors(found, Reading(torch.zeros_like(s), size, place))
-                facts |= {**self.valid.facts(pixels), "seconds": round(time.thread_time() - began, 1)}
-                rows[f"{name}-{kind}"] = facts
-                self.shown[f"{name}-{kind}"] = pixels[:SHOWN]
+        for name, (kind, (s, column, row)), warm in itertools.product(PAIRS, at.items(), ("", WARM)):
+            changes = {"sampler": {"temperature": 1.0}} if warm else None
+            model, _ = load_image_model(self.job.path / f"pair-{name}", network=changes)
+            began = time.thread_time()
+            label = s * n * n + column * n + row
+            pixels = model.sample(self.count, generator(2000 + self.job.seed, torch.device("cpu")), label)
+            found = self.judge.read(pixels)
+            places = torch.from_numpy(PLACES).float()
+            place = (torch.stack((places[column], places[row]), dim=1) - 0.5) * REACH_PX * SIDE
+            size = torch.from_numpy(SCALES).float()[s] * SIZE_PX * SIDE
+            facts = reading_errors(found, Reading(torch.zeros_like(s), size, place))
+            facts |= {**self.valid.facts(pixels), "seconds": round(time.thread_time() - began, 1)}
+            rows[f"{name}-{kind}{warm}"] = facts
+            self.shown[f"{name}-{kind}{warm}"] = pixels[:SHOWN]
         return rows
 
     def keep(self) -> None:

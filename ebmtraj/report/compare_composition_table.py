@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from ebmtraj.report.compare_composition import PLANE, TITLES, CompositionJob
+from ebmtraj.report.compare_composition import PLANE, TITLES, WARM, CompositionJob
 from ebmtraj.report.compare_composition_run import shown
 from ebmtraj.report.compare_images_table import samples_picture
 from ebmtraj.report.plane import plane_composition, plane_picture, sample_plane
@@ -105,7 +105,9 @@ def rich_composition(results: Mapping[str, Any]) -> list[Table]:
 
 def composition_pictures(job: CompositionJob, folder: Path) -> list[Path]:
     """Samples of every composition of sprites, and the densities of the plane with their samples."""
-    strips = [(_full(name), np.asarray(pixels)) for name, pixels in shown(job).items() if name in TITLES]
+    again = [name for name in TITLES if name.removesuffix(WARM) in TITLES and name.endswith(WARM)]
+    kept = [(name, pixels) for name, pixels in shown(job).items() if name in TITLES and name not in again]
+    strips = [(_full(name), np.asarray(pixels)) for name, pixels in kept]
     order = [_full(name) for name in TITLES]
     strips.sort(key=lambda strip: order.index(strip[0]))
     panels = [(text, energy, sample_plane(energy, 10_000, job.seed).points) for text, energy in _plane().items()]
@@ -125,4 +127,4 @@ def _full(name: str) -> str:
     return TITLES[name].replace("the same", TITLES[parent], 1)
 
 
-_VARIANTS = ("-uncorrected", "-plain", "-literal", "-unbounded")
+_VARIANTS = ("-uncorrected", "-plain-warm", "-literal-warm", "-warm", "-unbounded")

@@ -31,6 +31,7 @@ class LangevinConfig:
     step_size: float = 0.01  # lambda of paper 000, equation 1
     noise: float | None = None  # None: proper, tied to the step; a number: the relaxed noise of the papers' code (std)
     temperature: float = 1.0  # of the proper chain: samples exp(-E / temperature)
+    cooled: float | None = None  # with a ladder: the level up to which the temperature holds, 1 above; None: at all levels
     scale: tuple[float, ...] | None = None  # preconditioner: a length an entry of the event, squared into step and noise
     clip: float | None = None  # bound on each entry of the gradient
     ladder: Ladder | None = None  # annealed noise levels for an energy that takes a level
@@ -48,6 +49,8 @@ class LangevinConfig:
             )
         if (self.clip is not None and self.clip <= 0) or (self.scale is not None and min(self.scale, default=1.0) <= 0):
             raise EbmtrajError(f"sampler: clip = {self.clip}, scale = {self.scale}; both must be above 0")
+        if self.cooled is not None and (self.ladder is None or not self.cooled > 0):
+            raise EbmtrajError(f"sampler: cooled = {self.cooled}; it is a level above 0 of a ladder")
         if self.ladder is not None and self.noise is not None:
             raise EbmtrajError(f"sampler: noise = {self.noise} does not go with a ladder, whose steps set their own noise")
 
@@ -175,7 +178,7 @@ def _chain(
         level: Tensor | None = None
         gradient = chain_gradient(energy, config.backend, x, context, *([] if config.ladder is None else [x]))
         if config.ladder is None:
-            drift, spread = sizes(config, scale, 1.0)
+            drift, spread = sizes(config, scale, 1.0, config.temperature)
             done = 0
             if config.backend in BLOCKS and not (config.record or config.keep):
                 alike = Step(energy, context, drift, spread, config.clip, project, held, start, watch)
@@ -201,18 +204,27 @@ def _chain(
                 if k > 0 and ladder.predictor != "none":
                     x = settle(predict(slope, x, sigmas[k - 1], level, ladder.predictor))
                 if config.steps:
-                    drift, spread = sizes(config, scale, level**2)
+                    drift, spread = sizes(config, scale, level**2, _temperature(config, level))
                 for _ in range(config.steps):
                     x = step(x, level, drift, spread)
         last = evaluate(energy, x, context, level) if config.record else None
     return x, trail.info(last)
 
 
-def sizes(config: LangevinConfig, scale: Tensor, growth: Tensor | float) -> tuple[Tensor, Tensor]:
+def _temperature(config: LangevinConfig, level: Tensor) -> Tensor | float:
+    """The temperature at a noise level."""
+    if config.cooled is None:
+        return config.temperature
+    return torch.where(level > config.cooled, 1.0, config.temperature)
+
+
+def sizes(
+    config: LangevinConfig, scale: Tensor, growth: Tensor | float, temperature: Tensor | float
+) -> tuple[Tensor, Tensor]:
     """What multiplies gradient and noise in a step, each `()` or `(*event,)` as `scale`; `growth` is a level's square."""
     if config.noise is None:
         size = config.step_size * growth
-        return 0.5 * size * scale**2, (size * config.temperature) ** 0.5 * scale
+        return 0.5 * size * scale**2, (size * temperature) ** 0.5 * scale
     return config.step_size * growth * scale**2, config.noise * scale
 
 
