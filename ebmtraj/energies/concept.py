@@ -10,6 +10,7 @@ condition: Dhariwal and Nichol 2021.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from ebmtraj.nets.mlp import softly_bounded
 LOG_STD = (-4.0, 0.5)  # bounds, so that no measure is taken for more exact than it can be
 
 
-def autograd_slope(energy: nn.Module, x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
+def autograd_slope(energy: Callable[..., Tensor], x: Tensor, label: Tensor | None, level: Tensor) -> Tensor:
     """Gradient in x by autograd, `(B, *event)`; differentiable in the parameters where gradients are enabled."""
     wanted = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -36,7 +36,7 @@ class PairConfig:
     parts: Parts = "sum"  # the sum of two energies, or one network told both, see `ValuePlaceEnergy`
     width: int = 16  # channels of the first convolution; half as many more for one network in place of two
     apart: float = 0.3  # share of the steps in which each energy learns from its own images alone
-    kl: float = 0.1  # share of the steps, the last, with contrastive divergence and its KL term beside score matching
+    kl: float = 0.05  # share of the steps, the last, with contrastive divergence and its KL term beside score matching
     kl_weight: float = 1e-3  # of the divergence beside score matching
     kl_level: float = 0.3  # noise level at which these chains run
     kl_chain: LangevinConfig = field(default_factory=lambda: LangevinConfig(steps=5, step_size=0.01))  # of its negatives
@@ -66,12 +66,12 @@ class PairModel(ImageModel):
     config: PairConfig
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 500,
+        "steps": 1500,
         "batch": 64,
         "learning_rate": 2e-3,
         "warmup": 50,
         "ema": 0.99,
-        "check_every": 100,
+        "check_every": 250,
         "validation": 512,
     }
 
@@ -117,29 +117,33 @@ class PairModel(ImageModel):
         """Draw images down the noise ladder, `(count, C, H, W)`."""
         return annealed(self, self.net, count, generator, self.check_labels(count, labels), watch=watch)
 
-    def _noised(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _noised(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Images, labels, levels, images under noise of these, and by how much the network of the value sees them moved."""
         assert batch.label is not None
         x, label = self.unit(batch.x), batch.label
         if not self.training:
             draws = max(1, min(self.config.validation_draws, 4096 // len(x)))
             x, label = x.repeat(draws, 1, 1, 1), label.repeat(draws)
         level = self.config.noise.draw(len(x), generator)
-        return x, label, level, x + spread_out(level, x) * torch.empty_like(x).normal_(generator=generator)
+        noised = x + spread_out(level, x) * torch.empty_like(x).normal_(generator=generator)
+        away = torch.rand((len(x), 2), generator=generator, device=x.device) if self.training else None
+        return x, label, level, noised, away
 
     def _apart(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The energy of the value on images of all values at one place, that of the place on those of one value."""
-        x, label, level, noised = self._noised(batch, generator)
+        x, label, level, noised, away = self._noised(batch, generator)
         first = self.net.values[label] == 0  # the value that is seen at all places
-        errors = [
-            denoising_error(x[own], noised[own], self.net.alone(i).gradient(noised[own], label[own], level[own]), level[own])
-            for i, own in enumerate((~first, first))
-        ]
+        errors = []
+        for i, own in enumerate((~first, first)):
+            seen = None if away is None else away[own]
+            slope = self.net.alone(i).gradient(noised[own], label[own], level[own], seen)
+            errors.append(denoising_error(x[own], noised[own], slope, level[own]))
         loss = torch.cat(errors).mean()
         return loss, {"score_matching": loss.detach()}
 
     def _together(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x, label, level, noised = self._noised(batch, generator)
-        loss = denoising_error(x, noised, self.net.gradient(noised, label, level), level).mean()
+        x, label, level, noised, away = self._noised(batch, generator)
+        loss = denoising_error(x, noised, self.net.gradient(noised, label, level, away), level).mean()
         return loss, {"score_matching": loss.detach(), "validation": loss.detach()}
 
     def _kl(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -27,6 +27,7 @@ from ebmtraj.runs import machine, read_json, versions
 SIDE = 16  # pixels of a sprite
 CONCEPTS: Mapping[str, str] = {"scale": "scale", "shape": "shape", "place": "x,y"}  # run: condition
 PAIRS: Mapping[str, str] = {"sum": "sum", "joint": "joint", "joint-relative": "joint-relative"}
+LONGER = ["training.steps=5200", "network.prior_share=0.577"]  # 3,000 steps for E(x), as all compositions rest on it
 EXCLUDED = SHAPES.index("heart")
 TWO_PLACES = ((6, 16), (25, 16))  # columns and rows of `PLACES`
 PLANE: Mapping[str, str] = {
@@ -108,7 +109,7 @@ class CompositionJob:
         found: dict[str, tuple[Path, Any]] = {}
         prior = self.path / "scale"
         for name, condition in CONCEPTS.items():
-            changes = [] if name == "scale" else [f"network.prior={prior}", "training.steps=2200"]
+            changes = LONGER if name == "scale" else [f"network.prior={prior}", "training.steps=2200"]
             given = {"model": "concept", "conditional": True, "condition": condition, "data": "sprites"}
             found[name] = self.path / name, self._recipe(changes, given)
         for name, parts in PAIRS.items():

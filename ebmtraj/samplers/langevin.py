@@ -221,7 +221,10 @@ def _temperature(config: LangevinConfig, level: Tensor) -> Tensor | float:
 def sizes(
     config: LangevinConfig, scale: Tensor, growth: Tensor | float, temperature: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """What multiplies gradient and noise in a step, each `()` or `(*event,)` as `scale`; `growth` is a level's square."""
+    """What multiplies gradient and noise in a step, each `()` or `(*event,)` as `scale`.
+
+    `growth` is a level's square, `temperature` a number or `()`.
+    """
     if config.noise is None:
         size = config.step_size * growth
         return 0.5 * size * scale**2, (size * temperature) ** 0.5 * scale
