@@ -25,6 +25,7 @@ from ebmtraj.errors import EbmtrajError
 from ebmtraj.evaluation.sprite_judge import SpriteJudge, Validity, random_factors, reading_errors, truth_of
 from ebmtraj.images.compose import COMPOSING, load_concepts, value_number
 from ebmtraj.images.fit import load_image_recipe, train_image
+from ebmtraj.images.pair import by_value
 from ebmtraj.images.registry import load_image_model
 from ebmtraj.nets.encoder import Encoder
 
@@ -159,6 +160,14 @@ def test_energies_of_pairs(parts: str) -> None:
         torch.testing.assert_close(one[0], other[0], rtol=1e-12, atol=0)
         swapped = net.terms(x, torch.tensor([9, 16, 8]), level)
         torch.testing.assert_close(one[1], swapped[1], rtol=1e-12, atol=0)
+
+
+def test_values_count_alike_however_often_they_are_seen() -> None:
+    errors, values = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0]), torch.tensor([0, 0, 0, 3, 1])
+    torch.testing.assert_close(by_value(errors, values, 5), torch.tensor((2.0 + 10.0 + 20.0) / 3))
+    errors.requires_grad_(True)
+    by_value(errors, values, 5).backward()
+    torch.testing.assert_close(errors.grad, torch.tensor([1, 1, 1, 3, 3]) / 9)
 
 
 def test_a_pair_trains_where_two_sets_are_seen(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ebmtraj.energies.image_base import spread_out
 from ebmtraj.energies.value_place import Parts, ValuePlaceEnergy
@@ -66,7 +67,7 @@ class PairModel(ImageModel):
     config: PairConfig
     labelled = True
     training_defaults: ClassVar[dict[str, Any]] = {
-        "steps": 1500,
+        "steps": 1000,
         "batch": 64,
         "learning_rate": 2e-3,
         "warmup": 50,
@@ -143,7 +144,8 @@ class PairModel(ImageModel):
 
     def _together(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x, label, level, noised, away = self._noised(batch, generator)
-        loss = denoising_error(x, noised, self.net.gradient(noised, label, level, away), level).mean()
+        errors = denoising_error(x, noised, self.net.gradient(noised, label, level, away), level)
+        loss = by_value(errors, self.net.values[label], len(self.net.value_codes))
         return loss, {"score_matching": loss.detach(), "validation": loss.detach()}
 
     def _kl(self, batch: ImageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -159,6 +161,16 @@ class PairModel(ImageModel):
             energy, positive, start, self.config.kl_chain, context=label, generator=generator
         )
         return loss + self.config.kl_weight * divergence, {**logs, "entropy": more["entropy"]}
+
+
+def by_value(errors: Tensor, values: Tensor, kinds: int) -> Tensor:
+    """The mean over values of the mean of their errors `(B,)`; values `(B,)` from 0 to `kinds` - 1, absent ones are left out.
+
+    Else the value that is seen at all places, most of the data, is what the energy of the place takes for usual.
+    """
+    own = F.one_hot(values, kinds).to(errors)
+    count = own.sum(0)
+    return ((errors @ own) / count.clamp_min(1)).sum() / (count > 0).sum()
 
 
 class _AtLevel(torch.nn.Module):

@@ -15,7 +15,7 @@ RATES = (1, 1, 2, 4)  # of the convolutions: together they see 17 pixels
 def moved(x: Tensor, by: Tensor) -> Tensor:
     """Pictures `(B, C, H, W)` whose content at `by` `(B, 2)`, right and down in shares of the sides, comes to lie at 0.
 
-    Waves are turned, so that parts of a pixel are possible and white noise stays white.
+    Waves are turned, so that parts of a pixel are possible and white noise stays white, but for the highest waves.
     """
     high, wide = x.shape[2:]
     down, right = torch.fft.fftfreq(high, 1 / high, device=x.device), torch.fft.rfftfreq(wide, 1 / wide, device=x.device)
