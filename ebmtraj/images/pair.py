@@ -164,7 +164,7 @@ class PairModel(ImageModel):
 
 
 def by_value(errors: Tensor, values: Tensor, kinds: int) -> Tensor:
-    """The mean over values of the mean of their errors `(B,)`; values `(B,)` from 0 to `kinds` - 1, absent ones are left out.
+    """Mean over values of the mean of their errors `(B,)`; values `(B,)` from 0 to `kinds` - 1, absent ones are left out.
 
     Else the value that is seen at all places, most of the data, is what the energy of the place takes for usual.
     """
