@@ -36,7 +36,7 @@ PLANE: Mapping[str, str] = {
     "not": "grid:3,0.45 & ~gaussian:0,0,0.8",
     "nested": "(ring:1.8,0.25 | gaussian:0,0,0.4) & ~bar:1.2,0,90,4,0.4",
 }
-NOT_WEIGHT, OR_WEIGHT = 20.0, 3.0  # of ~heart, and of each of two places, chosen on validation draws
+NOT_WEIGHT = 20.0  # of ~heart, chosen on validation draws
 WARM, WARM_GUIDANCE = "-warm", 8.0  # rows at temperature 1, and what a factor counts there
 TITLES: Mapping[str, str] = {
     "size-place": "size & position",
@@ -168,7 +168,7 @@ def composition_results(jobs: Sequence[CompositionJob], *, command: str = "") ->
             "data": {name: open_images(name).content_hash for name in ("sprites", "sprites-seen")},
             "judge": judged,
             "composing": dataclasses.asdict(COMPOSING),
-            "weights": {"factors_warm": WARM_GUIDANCE, "not": NOT_WEIGHT, "or": OR_WEIGHT},
+            "weights": {"factors_warm": WARM_GUIDANCE, "not": NOT_WEIGHT},
             "plane": dict(PLANE),
             "titles": dict(TITLES),
             "machine": machine(),

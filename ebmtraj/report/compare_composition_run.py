@@ -36,7 +36,6 @@ from ebmtraj.report.compare_composition import (
     CONCEPTS,
     EXCLUDED,
     NOT_WEIGHT,
-    OR_WEIGHT,
     PAIRS,
     PLANE,
     SIDE,
@@ -153,7 +152,7 @@ class Bench:
         """One of two places, as often one as the other."""
         n = len(PLACES)
         sides = [self.concept.evidence("x,y", x * n + y) for x, y in TWO_PLACES]
-        either = OR_WEIGHT * sides[0] | OR_WEIGHT * sides[1]
+        either = COMPOSING.weight("x,y") * sides[0] | COMPOSING.weight("x,y") * sides[1]
         pixels, seconds = self.draw("or", self.concept.posterior(either), times=2)
         centres = torch.tensor([[PLACES[x], PLACES[y]] for x, y in TWO_PLACES]).float()
         centres = (centres - 0.5) * REACH_PX * SIDE
