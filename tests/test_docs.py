@@ -146,7 +146,6 @@ def test_the_reference_of_commands_is_up_to_date() -> None:
     assert load("make_cli").page() == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocstrings", reason="the site needs the extra docs")
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
