@@ -542,7 +542,7 @@ def poison(poisoned: Tensor | None, seen: list[Tensor] | None = None) -> Any:
     return sample
 
 
-@pytest.mark.parametrize("model", ["dsm", "cd"])
+@pytest.mark.parametrize("model", ["dsm", pytest.param("cd", marks=pytest.mark.slow)])
 def test_a_roll_back_and_then_a_kill_end_in_the_same_bits(
     model: str, hand_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
