@@ -373,7 +373,8 @@ def test_solvers_follow_the_flow_of_a_gaussian(solver: str, order: int) -> None:
 
 # all of them
 
-LEARN = ["gaussian", "ensemble", "mdn", "edm", "flow", "field", "dsm", "gru", "ratio"]
+LEARN = ["gaussian", "ensemble", "mdn", "flow", "field", "dsm"]
+LONGER = [pytest.param(name, marks=pytest.mark.slow) for name in ("edm", "gru", "ratio")]
 
 
 def known(count: int, seed: int) -> Transitions:
@@ -388,7 +389,7 @@ def known(count: int, seed: int) -> Transitions:
     return Transitions(states, u, 2 * torch.arange(count), torch.arange(count))
 
 
-@pytest.mark.parametrize("name", LEARN)
+@pytest.mark.parametrize("name", LEARN + LONGER)
 def test_learns_a_known_conditional(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network: dict[str, Any] = {"width": 32, "depth": 2} | ({"members": 2} if name == "ensemble" else {})

@@ -144,7 +144,7 @@ def test_human_output_names_the_next_command(store: Path, tmp_path: Path, capfd:
     assert "next: ebmtraj evaluate" in err.replace("\n", "")
 
 
-@pytest.mark.parametrize("objective", ["dsm", "cd"])
+@pytest.mark.parametrize("objective", ["dsm", pytest.param("cd", marks=pytest.mark.slow)])
 def test_a_killed_training_resumes_to_the_same_bits(
     objective: str, store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,7 +170,7 @@ def hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("command", ["collect", "train"])
+@pytest.mark.parametrize("command", [pytest.param("collect", marks=pytest.mark.slow), "train"])
 def test_ctrl_c_says_how_to_go_on(command: str, store: Path, tmp_path: Path) -> None:
     words = {
         "collect": ["collect", str(tmp_path / "s.zarr"), "--episodes", "3000", "--workers", "1"],
@@ -214,7 +214,7 @@ def test_each_long_command_knows_how_to_go_on() -> None:
         assert app.going_on(words.split()) is None
 
 
-@pytest.mark.parametrize("backend", ["osmesa", "nonsense"])
+@pytest.mark.parametrize("backend", [pytest.param("osmesa", marks=pytest.mark.slow), "nonsense"])
 def test_a_rendering_backend_that_is_missing_stops_pictures_only(
     backend: str, run: Path, store: Path, tmp_path: Path
 ) -> None:

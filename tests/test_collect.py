@@ -260,6 +260,7 @@ def ray_workers() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_content_also_when_a_worker_is_killed(tmp_path: Path) -> None:
     expected = collect(tmp_path / "a", HAND).content_hash
     killed: list[int] = []

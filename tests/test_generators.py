@@ -162,7 +162,7 @@ def gaussian_tilt(objective: str, **settings: object) -> tuple[np.ndarray, torch
     return tilt.sample(4000, noise(2)).numpy(), energies
 
 
-@pytest.mark.parametrize("objective", ["ratio", "likelihood", "both"])
+@pytest.mark.parametrize("objective", ["ratio", "likelihood", pytest.param("both", marks=pytest.mark.slow)])
 def test_every_objective_finds_the_tilt_of_a_gaussian(objective: str) -> None:
     chain = LangevinConfig(steps=30, step_size=0.1)
     sampler = LangevinConfig(steps=80, step_size=0.03)

@@ -235,7 +235,12 @@ def alternating(count: int, history: int) -> Transitions:
 
 @pytest.mark.parametrize(
     ("name", "network"),
-    [("dsm", {"history": 1}), ("field", {"history": 2, "history_noise": 0.0}), ("gru", {}), ("gru", {"learn": "last"})],
+    [
+        ("dsm", {"history": 1}),
+        ("field", {"history": 2, "history_noise": 0.0}),
+        ("gru", {}),
+        pytest.param("gru", {"learn": "last"}, marks=pytest.mark.slow),
+    ],
 )
 def test_learns_what_only_the_past_tells(name: str, network: dict[str, Any], tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"width": 32, "depth": 2, "history": 3}

@@ -29,7 +29,7 @@ MAKERS: dict[str, Callable[[], Pool]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "ray")) for name in MAKERS])
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     with MAKERS[request.param]() as made:
         yield made

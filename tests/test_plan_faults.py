@@ -67,7 +67,11 @@ def tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 
 # stages end at steps 8 and 20 of 40; files, in order: versions, config, metrics, resume states, then the weights
-@pytest.mark.parametrize(("where", "after"), [("step", 0), ("step", 8), ("step", 33), ("replace", 1), ("replace", 5)])
+KILLS = [("step", 8), ("replace", 5)]
+MORE = [pytest.param(*each, marks=pytest.mark.slow) for each in (("step", 0), ("step", 33), ("replace", 1))]
+
+
+@pytest.mark.parametrize(("where", "after"), [*KILLS, *MORE])
 def test_a_killed_run_ends_in_the_same_bits(where: str, after: int, hand_store: Path, whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     context = multiprocessing.get_context("forkserver")

@@ -120,18 +120,18 @@ def test_damage_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
-@pytest.mark.parametrize("task", TASKS)
-def test_the_gradient_of_a_restoration_is_that_of_its_energy(task: str, network: str, store: ImageStore) -> None:
+def test_the_gradient_of_a_restoration_is_that_of_its_energy(network: str, store: ImageStore) -> None:
     torch.manual_seed(0)
     model = make_image_model("dsm", store.shape, store.classes, network={"width": 8, "channels": 8, "network": network})
     model.prepare(ImageData.load(store, "train"))
     for weights in model.parameters():
         torch.nn.init.normal_(weights, std=0.2)
     model.eval().requires_grad_(False)
-    energy = Restoration(model, damage(images(store, 4), task, None, noise()), RestoreConfig())
-    x = torch.randn(4, 1, 8, 8, generator=noise(2)).requires_grad_(True)
-    (slope,) = torch.autograd.grad(energy(x, None, torch.tensor(0.7)).sum(), x)
-    assert torch.allclose(energy.gradient(x, None, torch.tensor(0.7)), slope, rtol=1e-3, atol=1e-3)
+    for task in TASKS:
+        energy = Restoration(model, damage(images(store, 4), task, None, noise()), RestoreConfig())
+        x = torch.randn(4, 1, 8, 8, generator=noise(2)).requires_grad_(True)
+        (slope,) = torch.autograd.grad(energy(x, None, torch.tensor(0.7)).sum(), x)
+        assert torch.allclose(energy.gradient(x, None, torch.tensor(0.7)), slope, rtol=1e-3, atol=1e-3), task
 
 
 def test_what_can_not_be_restored_is_said_in_one_line(store: ImageStore, gaussian: ImageModel) -> None:

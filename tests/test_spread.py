@@ -61,7 +61,7 @@ def test_rows_of_every_kind_of_batch() -> None:
     assert part.action is None
 
 
-@pytest.mark.parametrize("kind", ["transition", "plan"])
+@pytest.mark.parametrize("kind", ["transition", pytest.param("plan", marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does_in_two_parts(
     kind: str, hand_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +90,7 @@ def test_two_processes_train_what_one_does_in_two_parts(
     assert rows[0] == rows[1] > 0
 
 
+@pytest.mark.slow
 def test_what_processes_can_not_train_together(hand_store: Path, tmp_path: Path) -> None:
     for settings, model, said in (
         (["training.batch=25"], "energy", "training.batch = 25 can't be shared out among 2 processes"),

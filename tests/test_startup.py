@@ -63,14 +63,19 @@ def test_every_option_says_what_it_is_for(helps: dict[str, list]) -> None:
                 assert option in text, (command, option)
 
 
-def test_help_comes_within_the_bar() -> None:
-    took = []
-    for _ in range(3):  # of processor time, as other work on the machine is not to blame; the best, as caches fill
+def test_help_comes_at_once() -> None:
+    """Beside the libraries that print it, as seconds depend on the machine and on what else it does."""
+
+    def took(*words: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "ebmtraj", "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, *words], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) <= 0.6, took
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of the processor
+
+    bare, ours = zip(
+        *((took("-c", "import typer.rich_utils"), took("-m", "ebmtraj", "--help")) for _ in range(4)), strict=True
+    )
+    assert min(ours) <= 3.5 * min(bare), (ours, bare)
 
 
 def test_the_shell_completes_commands_options_and_values() -> None:

@@ -403,7 +403,7 @@ def train_and_die(recipe: TransitionRecipe, path: Path, after: int) -> None:
     train_transition(recipe, path, device="cpu")
 
 
-@pytest.mark.parametrize(("model", "after"), [("dsm", 17), ("cd", 28)])
+@pytest.mark.parametrize(("model", "after"), [("dsm", 17), pytest.param("cd", 28, marks=pytest.mark.slow)])
 def test_a_killed_stream_ends_in_the_same_bits(model: str, after: int, chunked: Path, tmp_path: Path) -> None:
     recipe = recipe_for(chunked, model, "stream=true")
     train_transition(recipe, tmp_path / "whole", device="cpu")

@@ -211,19 +211,19 @@ def whole_runs(hand_store: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 KILLS = [
     ("dsm", False, "step", 0),  # before the first step
-    ("dsm", False, "step", 37),
+    pytest.param("dsm", False, "step", 37, marks=pytest.mark.slow),
     ("dsm", True, "step", 14),  # the last step of the first stage
-    ("dsm", True, "step", 15),  # the first of the second
-    ("dsm", True, "step", 59),
-    ("cd", False, "step", 23),
+    pytest.param("dsm", True, "step", 15, marks=pytest.mark.slow),  # the first of the second
+    pytest.param("dsm", True, "step", 59, marks=pytest.mark.slow),
+    pytest.param("cd", False, "step", 23, marks=pytest.mark.slow),
     ("cd", True, "step", 41),
     # files, in order: versions, config, metrics, resume state at steps 0, 10, 15, 20 ... 60, then the weights
     ("dsm", False, "replace", 1),  # no recipe yet
-    ("dsm", False, "replace", 3),  # a recipe, but no resume state
+    pytest.param("dsm", False, "replace", 3, marks=pytest.mark.slow),  # a recipe, but no resume state
     ("dsm", False, "replace", 5),  # the state between the stages is not there yet
-    ("dsm", False, "replace", 6),
+    pytest.param("dsm", False, "replace", 6, marks=pytest.mark.slow),
     ("dsm", False, "replace", 11),  # trained, but no weights
-    ("cd", True, "replace", 7),
+    pytest.param("cd", True, "replace", 7, marks=pytest.mark.slow),
 ]
 
 
@@ -542,7 +542,7 @@ def poison(poisoned: Tensor | None, seen: list[Tensor] | None = None) -> Any:
     return sample
 
 
-@pytest.mark.parametrize("model", ["dsm", "cd"])
+@pytest.mark.parametrize("model", ["dsm", pytest.param("cd", marks=pytest.mark.slow)])
 def test_a_roll_back_and_then_a_kill_end_in_the_same_bits(
     model: str, hand_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

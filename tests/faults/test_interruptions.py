@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from ebmtraj import config as recipes
 from ebmtraj.cli import app
 from ebmtraj.errors import EbmtrajError
 from ebmtraj.runs import MetricsWriter, ctrl_c_later
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Tests may be run where signals are ignored, as in the background of a shell."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 class Full:
