@@ -70,8 +70,7 @@ def open_pool(workers: int = 0, backend: Backend = "local", address: str | None 
         raise EbmtrajError(f"unknown backend {backend!r}; use local (processes of this machine) or ray (a cluster)")
     if address is not None:
         raise EbmtrajError(f"address {address!r} is that of a Ray cluster; add --backend ray, or leave it out")
-    workers = workers or cores()
-    return ProcessPool(workers) if workers > 1 else ThisProcess()
+    return ProcessPool(workers or cores()) if (workers or cores()) > 1 else ThisProcess()
 
 
 class ThisProcess(Pool):
@@ -120,9 +119,8 @@ class ProcessPool(Pool):
 
     def _running(self, items: int) -> ThreadPoolExecutor:
         if self._threads is None:
-            count = min(self.workers, items)
-            self._threads = ThreadPoolExecutor(count)
-            self._spare = [self._start() for _ in range(count)]
+            self._threads = ThreadPoolExecutor(min(self.workers, items))
+            self._spare = [self._start() for _ in range(min(self.workers, items))]
         return self._threads
 
     def _answer(self, function: Callable[[Item], Result], item: Item, name: Name) -> Result:
@@ -340,9 +338,7 @@ class RayPool(Pool):
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError):
             raise EbmtrajError(_died(what, "Ray worker", RETRIES + 1)) from None
         except errors.RayError as error:
-            raise EbmtrajError(
-                f"Ray could not do {what} ({' '.join(str(error).split())[:160]}); go on with --resume"
-            ) from None
+            raise EbmtrajError(f"Ray could not do {what} ({_line(error)}); go on with --resume") from None
 
     def close(self) -> None:
         """As `Pool.close`; a cluster that others started goes on."""
@@ -361,8 +357,7 @@ def _import_ray(alone: bool) -> Any:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # what it holds back would come out at exit
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if alone and "RAY_AUTH_MODE" not in os.environ:
-        # A key of its own: Ray would write one to the home folder, and ask for it on all clusters to come. It reads the key
-        # once a process.
+        # A key of its own, read once a process: Ray would write one to the home folder and ask for it on all clusters.
         if "ray" not in sys.modules:
             _OUR_KEY.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         os.environ |= _OUR_KEY
