@@ -40,7 +40,7 @@ SMALL: Sequence[
     (("diagnose",), ("--chains", "8", "--steps", "20", "--contexts", "4")),
     (("policy", "evaluate"), ("--episodes", "8", "--steps", "10")),
     (("policy", "train"), ("--dry-run",)),
-    (("compare", "plans"), ("--dry-run", "--episodes", "2")),
+    (("compare", "plans"), ("--dry-run", "--episodes", "6")),
     (("compare",), ("--dry-run",)),
     (("continual",), ("--dry-run",)),
     (("continual-robot",), ("--dry-run",)),
