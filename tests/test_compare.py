@@ -350,7 +350,6 @@ def test_results_hold_every_row(compared: Path, hand_store: Path) -> None:
     ebm, fast = (by_key[name, "unconditional", 0] for name in ("ebm", "fast"))
     assert ebm["fd100"] != fast["fd100"]  # the same model, another sampler
     assert ebm["parameters"] == fast["parameters"]
-    assert fast["ms_per_step"] < ebm["ms_per_step"]
 
 
 def test_floor_and_summary_are_those_of_the_rows(compared: Path) -> None:
