@@ -36,7 +36,7 @@ Watch = Callable[[Tensor], None]
 class Composing:
     """How compositions of concepts are drawn: colder than a concept's own samples, so that they lie near the modes."""
 
-    guidance: Mapping[str, float] = field(default_factory=lambda: {"scale": 1.0, "x,y": 6.0})  # of what factors say, by name
+    guidance: Mapping[str, float] = field(default_factory=lambda: {"scale": 1.0, "x,y": 8.0})  # of what factors say, by name
     usual: float = 3.0  # of the other factors
     temperature: float = 0.1  # of the corrector steps
     cooled: float | None = 2.0  # the noise level up to which it holds, 1 above, so that no mode is lost; None: at all
